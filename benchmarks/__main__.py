@@ -1,7 +1,7 @@
 """The one command line of all benchmarks: `flashelmo bench [SUITE] [options]`, or `python -m benchmarks` here.
 
-Without a suite's name it is "cpu". `--quick` sees that all runs, and roughly how fast. What is wrong with the arguments
-is one line and exit status 1; so is the status where anything failed or computed wrong vectors.
+The default suite is "cpu". `--quick` checks that everything runs, and roughly how fast. Wrong arguments are reported in
+one line with exit status 1; so is the status if anything failed or computed wrong vectors.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from flashelmo.benchmarks.settings import Settings
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.initialize import PRESETS
 
-# The module of each suite: its `SUITE`.
+# The module of each suite, with its `SUITE`.
 SUITES = {
     "cpu": "cpu",
     "onnx": "onnx",
@@ -42,10 +42,10 @@ SUITES = {
 
 
 def find(name: str) -> Suite:
-    """The suite of a name; only it is imported.
+    """Return the named suite; only that one is imported.
 
     Raises:
-        FlashElmoError: there is none.
+        FlashElmoError: there is none of this name.
         MissingExtraError: it needs a package that is not installed.
     """
     if name not in SUITES:
@@ -55,17 +55,17 @@ def find(name: str) -> Suite:
 
 
 class _Parser(argparse.ArgumentParser):
-    """One line for what is wrong with the arguments."""
+    """Reports wrong arguments in one line."""
 
     def error(self, message: str) -> NoReturn:
         raise FlashElmoError(message)
 
 
 def parse(name: str, suite: Suite, arguments: Sequence[str]) -> Settings:
-    """A suite's settings as the command line changes them.
+    """Return a suite's settings as changed by the command line.
 
     Raises:
-        FlashElmoError: arguments that are wrong.
+        FlashElmoError: wrong arguments.
     """
     epilog = f"suites: {', '.join(SUITES)} (default: cpu)"
     parser = _Parser(prog=f"flashelmo bench {name}", description=suite.about, epilog=epilog)
@@ -84,19 +84,19 @@ def parse(name: str, suite: Suite, arguments: Sequence[str]) -> Settings:
 
 
 def _option(each: Field[Any]) -> str:
-    """What a field is called on the command line."""
+    """Return a field's option on the command line."""
     return str(each.metadata["flag"]) or f"--{each.name.replace('_', '-')}"
 
 
 def _known(suite: Suite, each: Field[Any]) -> Sequence[str]:
-    """What may be chosen; nothing where anything may be."""
+    """Return the possible choices; nothing if any value is allowed."""
     if each.name in ("sections", "contestants", "precisions"):
         return suite.known.get(each.name) or getattr(suite.defaults, each.name)
     return list(PRESETS) if each.name == "models" else suite.known.get(each.name, ())
 
 
 def _value(suite: Suite, each: Field[Any], text: Any) -> Any:
-    """The setting that an option's text says."""
+    """Return the setting that an option's text stands for."""
     kind, least, known = str(each.type).removesuffix(" | None"), each.metadata["least"], _known(suite, each)
     if kind == "tuple[str, ...]":
         for name in text.split(","):
@@ -116,7 +116,7 @@ def _value(suite: Suite, each: Field[Any], text: Any) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a suite, print tables and write results; the exit status."""
+    """Run a suite, print tables and write results; return the exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     name = given.pop(0) if given and not given[0].startswith("-") else "cpu"
     console = Console()
@@ -131,5 +131,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # on the way out servers are ended
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # exiting this way ends servers
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""How far vectors lie from the exact ones, and the check that stands before every timing."""
+"""How far vectors are from the exact ones, and the check that precedes every timing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ANY = Bound()  # no bound: it is enough that vectors are finite
 
 
 class Piece(NamedTuple):
-    """Vectors [rows, 2P] that should be alike, or have the same bits; `detail` says which, as "layer 0"."""
+    """Vectors [rows, 2P] that should be equal or close; `detail` says which, such as "layer 0"."""
 
     detail: str
     found: Float32
@@ -25,7 +25,7 @@ class Piece(NamedTuple):
     same_bits: bool = False
 
     def errors(self, bound: Bound) -> Iterator[tuple[str, float, str]]:
-        """Unit and figure of the largest absolute and of the relative error, and what is wrong; NaN always is."""
+        """Yield unit and value of the largest absolute and the relative error, and what is wrong; NaN always is."""
         difference = np.abs(self.found - self.expected)
         norm = max(float(np.linalg.norm(self.expected)), float(np.finfo(np.float64).tiny))
         for unit, error, limit in (
@@ -39,10 +39,10 @@ class Piece(NamedTuple):
 
 
 def layers(found: Sequence[Float32], expected: Sequence[Float32]) -> Iterator[Piece]:
-    """A piece for each layer of all sentences together, whose vectors are [L, ..., 2P].
+    """Yield a piece for each layer of all sentences together, whose vectors are [L, ..., 2P].
 
     Raises:
-        FlashElmoError: another number of sentences or another shape than expected.
+        FlashElmoError: the number of sentences or the shape is not as expected.
     """
     if len(found) != len(expected):
         raise FlashElmoError(f"expected vectors of {len(expected)} sentences, found {len(found)}")
@@ -58,7 +58,7 @@ def layers(found: Sequence[Float32], expected: Sequence[Float32]) -> Iterator[Pi
 
 
 def error_rows(row: Row, pieces: Iterable[Piece], bound: Bound = ANY) -> list[Row]:
-    """The row with each piece's errors; those that break the bound fail the run and say so."""
+    """Return the row with each piece's errors; those that break the bound fail the run and say so."""
     rows = []
     for piece in pieces:
         for unit, error, wrong in piece.errors(bound):
@@ -68,11 +68,11 @@ def error_rows(row: Row, pieces: Iterable[Piece], bound: Bound = ANY) -> list[Ro
 
 
 def why_wrong(found: Sequence[Float32], expected: Sequence[Float32], precision: str, backend: Backend = "cpu") -> str:
-    """Empty if vectors [L, T, 2P] of sentences are within their precision's bounds where they were computed."""
+    """Return why sentences' vectors [L, T, 2P] break their precision's bounds on their backend; empty if not."""
     return beyond(found, expected, PRECISIONS[precision].bounds[backend])
 
 
 def beyond(found: Sequence[Float32], expected: Sequence[Float32], bound: Bound) -> str:
-    """Empty if vectors [L, T, 2P] of sentences are within a bound; else what is wrong."""
+    """Return how sentences' vectors [L, T, 2P] break a bound; empty if they do not."""
     rows = error_rows(Row("error"), layers(found, expected), bound)
     return next((f"{row.detail}: {row.note.removeprefix(f'{FAILED}: ')}" for row in rows if row.failed), "")

@@ -1,4 +1,4 @@
-"""Whoever takes part: how one is made, in a process of its own or in this one, compared, and timed."""
+"""Contestants: how one is made, in its own process or in this one, compared, and timed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from flashelmo.engine.precision import Backend
 from flashelmo.engine.text.windows import read_windows
 
 REFERENCE = "reference"
-# Who can take part on the processor -> what `ElmoEmbedder.load` is told.
+# Contestants on the processor -> options of `ElmoEmbedder.load`.
 PROCESSOR: Mapping[str, Mapping[str, Any]] = {
     REFERENCE: {"runtime": "reference", "batch_size": PASSAGE},
     "fp32": {"runtime": "ort"},
@@ -38,11 +38,11 @@ PROCESSOR: Mapping[str, Mapping[str, Any]] = {
     "fp32 unshared": {"runtime": "ort", "share": False},
     "fp32 openvino": {"runtime": "openvino"},
 }
-UNITS = {"ms": 1e3, "µs": 1e6}  # a second
-SLOW_SECONDS = 0.5  # of a pass: two of them warm up enough
-MOST = 100  # times as many passes as were timed before
+UNITS = {"ms": 1e3, "µs": 1e6}  # per second
+SLOW_SECONDS = 0.5  # of a pass: then two of them are warm-up enough
+MOST = 100  # times as many passes as in the last timing
 
-Key = tuple[str, str]  # who takes part, and on what
+Key = tuple[str, str]  # which contestant, and on what
 Workers = dict[Key, Worker | Here]
 
 
@@ -50,11 +50,11 @@ class Way(NamedTuple):
     """One way to embed.
 
     Attributes:
-        vectors: arrays [L, T, 2P] of a batch's sentences.
-        run: what is timed, called with a piece of work: a batch, a file of tokenized lines, or whatever it knows; its
+        vectors: returns arrays [L, T, 2P] of a batch's sentences.
+        run: what is timed, called with a piece of work: a batch, a file of tokenized lines, or anything it knows; its
             result may stay where it was computed.
         window_tokens: tokens of text that it computes together.
-        wait: until what `run` left to a device is done.
+        wait: waits until what `run` left to a device is done.
     """
 
     vectors: Callable[[Sentences], list[Float32]]
@@ -65,12 +65,12 @@ class Way(NamedTuple):
 
 @dataclass(frozen=True)
 class Contestant:
-    """One who takes part.
+    """A contestant.
 
     Attributes:
-        name, detail: who, as "int8" or "PyTorch eager fp32", and on what, as "cold cache".
-        precision: that it computes in, for its bound and its ceiling.
-        make: makes its way to embed from the arguments; where it raises FlashElmoError, this machine or installation
+        name, detail: who, such as "int8" or "PyTorch eager fp32", and on what, such as "cold cache".
+        precision: in which it computes, for its bound and its ceiling.
+        make: makes its way to embed from the arguments; if it raises FlashElmoError, this machine or installation
             cannot run it.
         backend: of the bounds on its vectors.
         words_known: whether words' vectors cost it nothing, for its ceiling.
@@ -87,41 +87,41 @@ class Contestant:
     is_rival: bool = False
 
     def start(self, pool: Pool) -> Worker:
-        """Made in a process of its own, which the pool keeps."""
+        """Make it in its own process, which the pool keeps."""
         return pool.worker(Clock, self.make, *self.arguments)
 
 
 class Clock:
-    """A way to embed, with a clock: what a worker holds."""
+    """A way to embed, with a clock: the object in a worker."""
 
     def __init__(self, make: Callable[..., Way], *arguments: Any) -> None:
         self._way = make(*arguments)
 
     def vectors(self, sentences: Sentences) -> list[Float32]:
-        """Vectors of one batch."""
+        """Return the vectors of one batch."""
         return self._way.vectors(sentences)
 
     def window_tokens(self) -> int:
-        """Tokens of text that are computed together."""
+        """Return the tokens of text that are computed together."""
         return self._way.window_tokens
 
     def seconds(self, work: Sequence[Any], at_least: float = 0.0) -> float:
-        """Seconds for all pieces of the work, one after the other, of as many passes as last so long together."""
+        """Return the seconds for all pieces of the work, in order, from as many passes as together last `at_least`."""
         passes, took = 1, self._timed(work, 1)
-        while took < at_least:  # how many passes are queued on a device is decided before the first begins
+        while took < at_least:  # a device's passes are queued, so their number is decided before the first
             passes = min(MOST * passes, math.ceil(1.1 * passes * at_least / max(took, 1e-9)))
             took = self._timed(work, passes)
         return took / passes
 
     def warm_up(self, work: Sequence[Any], passes: int) -> float:
-        """Passes that are not timed: of who is slow, two at most."""
+        """Do passes that are not timed; at most two if they are slow."""
         for done in range(passes):
             if self._timed(work, 1) > SLOW_SECONDS and done:
                 break
         return 0.0
 
     def _timed(self, work: Sequence[Any], passes: int) -> float:
-        """Seconds of some passes, one queued behind the other where a device computes."""
+        """Return the seconds of some passes, queued one after the other if a device computes."""
         self._way.wait()
         begin = time.perf_counter()
         for _ in range(passes):
@@ -137,11 +137,11 @@ def line_up(
     expected: Sequence[Float32] | None,
     pool: Pool | None = None,
 ) -> tuple[Workers, dict[str, str]]:
-    """Those who can take part and whose vectors are right, and by name why the others do not: they cannot run here, or
-    have failed, as a library broke or a worker ended.
+    """Return those who can take part and whose vectors are right, and, by name, why the others do not: they cannot run
+    here, or have failed, because a library broke or a worker ended.
 
     Args:
-        sentences, expected: a batch, and the reference's vectors of it; None where they were compared before.
+        sentences, expected: a batch, and the reference's vectors of it; None if they were already compared.
         pool: keeps a process for each; None makes them in this one.
     """
     workers: Workers = {}
@@ -161,12 +161,13 @@ def line_up(
 
 
 class Entry(NamedTuple):
-    """Somebody's turns.
+    """One contestant's turns.
 
     Attributes:
-        who: takes them.
+        who: the contestant.
         row: of the results, without figures.
-        work: pieces that are timed together; amount: of the row's unit a second in all of them, as tokens, or calls.
+        work: pieces that are timed together; amount: of the row's unit per second in all of them, such as tokens, or
+            calls.
         limits: both ceilings of the row, once the machine's limits have been measured.
         group: of those who are compared with each other.
     """
@@ -179,7 +180,7 @@ class Entry(NamedTuple):
     group: str = ""
 
     def timed(self, timing: Timing) -> Row:
-        """The row with a timing's figures and its ceilings; a rival that breaks is no failure of ours."""
+        """Return the row with a timing's figures and its ceilings; a rival that breaks is not our failure."""
         if not timing.samples:
             return replace(self.row, note=timing.note if self.who.is_rival else f"{FAILED}: {timing.note}")
         ceiling, both = self.limits()
@@ -199,7 +200,7 @@ def compete(
     warm_ups: int = 0,
     pause: float | None = None,
 ) -> list[Row]:
-    """Rows of those entries who have a worker, timed in turns, ours with their ratios to the rivals of their group.
+    """Return rows of the entries that have a worker, timed in turns; ours have ratios to the rivals of their group.
 
     Args:
         limits: measure the machine's limits, in the same turns.
@@ -223,7 +224,7 @@ def compete(
 
 
 def _compared(row: Row, rivals: Sequence[Row]) -> Row:
-    """The row with how many times as fast it is as each rival, whose detail is told where it is another."""
+    """Return the row with its speed relative to each rival, whose detail is given if it differs."""
     ratios = {
         rival.name if rival.detail == row.detail else rival.label: median_ratio(row.samples, rival.samples, row.unit)
         for rival in (rivals if row.samples else ())
@@ -232,14 +233,14 @@ def _compared(row: Row, rivals: Sequence[Row]) -> Row:
 
 
 def absentees(section: str, model: str, absent: Mapping[str, str], unit: str = "tokens/s") -> list[Row]:
-    """A row without a figure for everybody who is left out, and why."""
+    """Return a row without a figure for every absent contestant, with the reason."""
     return [Row(section, model, name, unit, note=why) for name, why in absent.items()]
 
 
 def errors_of(
     model: str, contestants: Iterable[Contestant], exact: Contestant, sentences: Sentences, source: str, pool: Pool
 ) -> list[Row]:
-    """Largest absolute and relative error of every layer of each, against the exact one in float64, on some text."""
+    """Return each one's largest absolute and relative error in every layer, against the exact one in float64."""
     expected, rows = exact.start(pool).call("vectors", sentences), []
     note = f"{len(sentences)} sentences, {sum(map(len, sentences))} tokens of {source}"
     for each in contestants:
@@ -262,12 +263,12 @@ class Subject:
 
 
 def load(name: str, seed: int) -> ElmoModel:
-    """A model from a path, or a random one of a preset."""
+    """Return a model from a path, or a random one of a preset."""
     return random_model(name, seed) if name in PRESETS and not Path(name).exists() else load_model(Path(name))
 
 
 def prepare(name: str, seed: int, folder: Path, pool: Pool) -> Subject:
-    """A model by its preset or path, in the native format in `folder`; the pool lets go of those before it."""
+    """Return a model, by preset or path, in the native format in `folder`; the pool closes its previous workers."""
     pool.close()
     model, target = load(name, seed), folder / Path(name).name
     write_native(model, target)
@@ -275,19 +276,19 @@ def prepare(name: str, seed: int, folder: Path, pool: Pool) -> Subject:
 
 
 def options_of(name: str, settings: Settings, **options: Any) -> dict[str, Any]:
-    """What `ElmoEmbedder.load` is told of one of PROCESSOR, with all threads that the run has."""
+    """Return the options of `ElmoEmbedder.load` for one of PROCESSOR, with all threads of the run."""
     return {**PROCESSOR[name], "threads": settings.threads, **options}
 
 
 def contestant(subject: Subject, settings: Settings, name: str, detail: str = "", **options: Any) -> Contestant:
-    """One of PROCESSOR, in other respects as the options say."""
+    """Return one of PROCESSOR, otherwise as the options say."""
     told = options_of(name, settings, **options)
     is_rival, precision = name == REFERENCE, told.get("precision", "fp32")
     return Contestant(name, precision, engine, (subject.folder, told), detail=detail, is_rival=is_rival)
 
 
 def engine(folder: Path, options: dict[str, Any]) -> Way:
-    """The engine, or the reference, on this processor: a batch, or a file from its text to every sentence's vectors."""
+    """Return the engine, or the reference, on this processor: for a batch, or a file up to every sentence's vectors."""
     embedder = ElmoEmbedder.load(folder, **options)
     max_sentences, max_tokens = embedder.window_limits
 

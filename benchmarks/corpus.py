@@ -1,15 +1,15 @@
-"""The text that a model is trained on, and held-out text that it is judged by: `python -m benchmarks corpus --out DIR`.
+"""The text that a model is trained on, and held-out text to judge it by: `python -m benchmarks corpus --out DIR`.
 
-Of each text of `text/` in the data folder, in its order:
+For each text in `text/` in the data folder, in order:
 
-- Left out is every line that is, or that holds whole, a sentence by which models are judged (`tasks.judged_sentences`).
-  Of those, sentences of less than five words count only where they are a whole line.
-- Held out is 1% of the others, into `heldout.txt`: those whose hash says so, each once. As the hash is of the line's
-  letters and digits in lower case, what is like a line lies on its side.
-- All else goes to `NAME.txt`, which a model is trained on.
+- Omitted is every line that is, or fully contains, a sentence by which models are judged (`tasks.judged_sentences`).
+  Of those, sentences of less than five words count only if they are a whole line.
+- 1% of the others are held out, into `heldout.txt`: those whose hash says so, each once. As the hash is of the line's
+  letters and digits in lower case, similar lines are treated alike.
+- Everything else goes to `NAME.txt`, which a model is trained on.
 
-The sentences that taggers and classifiers are trained on stay: `masc.txt` is the text of `pos_masc_train.txt`. They
-come without what is to be predicted.
+The sentences that taggers and classifiers are trained on stay: `masc.txt` is the text of `pos_masc_train.txt`. They do
+not contain what is to be predicted.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ VOCABULARY_FILE = "vocab.txt"  # of a model's softmax
 SPECIAL = ("<S>", "</S>", "<UNK>")  # its first words
 BEGIN, END, UNKNOWN = range(3)
 ONE_IN = 100  # lines is held out
-SHORTEST = 5  # words of a sentence that is looked for inside lines
+SHORTEST = 5  # words of a sentence to look for inside lines
 
 Key = tuple[str, ...]
 
 
 def key(line: str) -> Key:
-    """What makes lines alike: their runs of letters and digits, in lower case."""
+    """Return what makes lines equal: their runs of letters and digits, in lower case."""
     return tuple(re.findall(r"[^\W_]+", line.lower()))
 
 
 def is_heldout(words: Key) -> bool:
-    """Whether lines of this key are held out."""
+    """Whether lines with this key are held out."""
     digest = hashlib.sha256(" ".join(words).encode()).digest()
     return int.from_bytes(digest[:8], "big") % ONE_IN == 0
 
 
 class Judged:
-    """Sentences that no training text may hold."""
+    """Sentences that training text must not contain."""
 
     def __init__(self, sentences: Iterable[Sequence[str]]) -> None:
         self._whole: set[Key] = set()
@@ -63,7 +63,7 @@ class Judged:
                 self._by_begin[words[:SHORTEST]].append(words)
 
     def is_in(self, words: Key) -> bool:
-        """Whether a line of this key is one of them, or holds one."""
+        """Whether a line with this key is one of them, or contains one."""
         return words in self._whole or any(
             words[start : start + len(other)] == other
             for start in range(len(words) - SHORTEST + 1)
@@ -72,7 +72,7 @@ class Judged:
 
 
 def split(lines: Iterable[str], judged: Judged) -> tuple[list[str], list[str]]:
-    """Lines to train on, and those held out."""
+    """Return the lines to train on, and those held out."""
     training: list[str] = []
     heldout: dict[Key, str] = {}
     for line in lines:
@@ -87,10 +87,10 @@ def split(lines: Iterable[str], judged: Judged) -> tuple[list[str], list[str]]:
 
 
 def write_corpus(data: Path, folder: Path) -> Iterator[Row]:
-    """Write the texts; the tokens of each.
+    """Write the texts; yield the tokens of each.
 
     Raises:
-        FlashElmoError: the data folder lacks something.
+        FlashElmoError: something is missing from the data folder.
         OSError: a text cannot be written.
     """
     texts = sorted((data / "text").glob("*.txt"))
@@ -109,7 +109,7 @@ def write_corpus(data: Path, folder: Path) -> Iterator[Row]:
 
 
 def training_texts(corpus: Path) -> list[Path]:
-    """The texts of a folder that `corpus` wrote, without what is held out.
+    """Return the texts in a folder written by `corpus`, without the held-out one.
 
     Raises:
         FlashElmoError: there are none.
@@ -121,17 +121,17 @@ def training_texts(corpus: Path) -> list[Path]:
 
 
 def sentences_of(paths: Iterable[Path]) -> Iterator[list[str]]:
-    """The tokens of each line."""
+    """Yield the tokens of each line."""
     for path in paths:
         with path.open(encoding="utf-8") as file:
             yield from (line.split() for line in file)
 
 
 def read_vocabulary(path: Path) -> dict[str, int]:
-    """The row of each word of a file of a word a line, as models' vocabularies are.
+    """Return each word's row in a file of one word per line, as models' vocabularies are.
 
     Raises:
-        FlashElmoError: it does not begin with <S>, </S> and <UNK>, or has a word twice.
+        FlashElmoError: it does not begin with <S>, </S> and <UNK>, or repeats a word.
     """
     words = [line.strip() for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     if tuple(words[:3]) != SPECIAL:
@@ -148,7 +148,7 @@ def _written(path: Path, lines: Sequence[str], note: str) -> Row:
 
 
 def command(settings: Settings, console: Console) -> int:
-    """Write the texts and say how long they are; the exit status."""
+    """Write the texts and report their lengths; return the exit status."""
     if settings.out is None:
         raise FlashElmoError("--out: expected a folder that the texts are written to, found none")
     rows = list(write_corpus(settings.data or DATA, settings.out))

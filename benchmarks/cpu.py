@@ -1,6 +1,6 @@
 """The engine on the processor, in turns with the PyTorch reference, with the machine's ceiling beside each figure.
 
-What a run costs beside its arithmetic: memory and load time, each in fresh processes.
+It also measures what a run costs besides its arithmetic: memory and load time, each in fresh processes.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ from flashelmo.engine.precision import PRECISIONS
 FILE_ORDER, SORTED = "file order", "by length"
 COLD, WARM = "cold cache", "warm cache"
 LOADED = ("fp32", "int8")
-PRODUCT_ROWS, PASSED_ROWS = (128, 512), 4096  # of products alone, and of all passes in a measurement
+PRODUCT_ROWS, PASSED_ROWS = (128, 512), 4096  # for products alone, and of all passes in a measurement
 ALONE = "every matrix of the LSTM, no cells and no words"
 GIB = 2**30
 CACHES: Mapping[str, Mapping[str, Any]] = {COLD: {"cache_bytes": 0}, WARM: {}}
 
 
 def measure_bulk(subject: Subject, settings: Settings) -> list[Row]:
-    """Tokens a second on real text, from the file to every sentence's vectors, no word known before.
+    """Measure tokens per second on real text, from the file to every sentence's vectors, with no word known before.
 
     The reference gets batches of 32 sentences drawn evenly over the same text in file order, and drawn evenly over the
     text sorted by length.
@@ -90,7 +90,7 @@ def measure_bulk(subject: Subject, settings: Settings) -> list[Row]:
 def _products(
     subject: Subject, settings: Settings, bulk: Row, precisions: set[str], workers: Workers
 ) -> Iterator[Entry]:
-    """oneDNN's products alone in each precision, where there are such; one worker has them all."""
+    """Yield oneDNN's products alone in each precision, if available; one worker does them all."""
     for precision, n_rows in product(filter(has_products, sorted(precisions)), PRODUCT_ROWS):
         name, detail = f"{precision} oneDNN products", f"{n_rows} rows"
         arguments = (subject.config, settings.threads)
@@ -102,7 +102,7 @@ def _products(
 
 
 def measure_single(subject: Subject, settings: Settings) -> list[Row]:
-    """Milliseconds for one sentence; the cold cache knows no word of it, the warm one all."""
+    """Measure milliseconds for one sentence; the cold cache knows none of its words, the warm one all."""
     text, source = load_sentences(settings.tokens, settings.text, settings.seed)
     sentence = [token for tokens in text for token in tokens]
     ours = [
@@ -130,7 +130,7 @@ def measure_single(subject: Subject, settings: Settings) -> list[Row]:
 
 
 def measure_errors(subject: Subject, settings: Settings) -> list[Row]:
-    """How far each precision lies from the reference in float64."""
+    """Measure how far each precision is from the reference in float64."""
     exact = contestant(subject, settings, REFERENCE, precision="fp64")
     ours = [contestant(subject, settings, name) for name in settings.contestants]
     return errors_of(subject.name, ours, exact, *first_sentences(settings), subject.pool)
@@ -139,7 +139,7 @@ def measure_errors(subject: Subject, settings: Settings) -> list[Row]:
 def _line_up(
     subject: Subject, settings: Settings, ours: Sequence[Contestant]
 ) -> tuple[Contestant, Workers, dict[str, str]]:
-    """The reference; the workers of it and of those whose vectors are right; and why the others cannot take part."""
+    """Return the reference; workers of it and of those whose vectors are right; and why the others cannot take part."""
     text, _ = load_sentences(100 * settings.checked, settings.text, settings.seed)
     checked, reference = text[: settings.checked], contestant(subject, settings, REFERENCE)
     exact = reference.start(subject.pool)
@@ -153,9 +153,9 @@ def _line_up(
 
 
 def measure_memory(subject: Subject, settings: Settings) -> list[Row]:
-    """Peak memory beyond the model's file while a text and one twice as long are embedded in float32.
+    """Measure peak memory beyond the model's file while a text and one twice as long are embedded in float32.
 
-    Bounded memory shows in two like figures. The model's file is memory-mapped, so its pages count as soon as they are
+    If memory is bounded, both figures are similar. The model's file is memory-mapped, so its pages count once they are
     read; they are subtracted.
     """
     lengths = settings.memory_tokens
@@ -176,17 +176,17 @@ def measure_memory(subject: Subject, settings: Settings) -> list[Row]:
 
 
 def measure_load(subject: Subject, settings: Settings) -> list[Row]:
-    """Seconds to load the native format in fresh processes, the file in the page cache."""
+    """Measure seconds to load the native format in fresh processes, with the file in the page cache."""
     names = [name for name in settings.contestants if name in LOADED]
     runs = {name: partial(run_fresh, "load", subject.folder, options_of(name, settings)) for name in names}
     return measure_loads(subject.name, runs, settings)
 
 
 def measure_loads(model: str, runs: Mapping[str, Callable[[], Mapping[str, float]]], settings: Settings) -> list[Row]:
-    """Two rows for each way to load: its seconds, and those of the imports before it. They take turns.
+    """Measure each way to load, in turns: a row for its seconds, and one for those of the imports before it.
 
-    A first process of each, not counted, brings its file into the page cache and prepares what is prepared once; a
-    single repeat does without.
+    A first process of each, not counted, brings its file into the page cache and does one-time preparations; it is
+    omitted for a single repeat.
     """
     for run in runs.values() if settings.load_repeats > 1 else ():
         run()
@@ -208,7 +208,7 @@ SECTIONS = {
 
 
 def faster_lines(rows: Sequence[Row]) -> Iterator[str]:
-    """What this machine does faster than in float32, which is what "auto" takes, and at which error."""
+    """Yield what this machine does faster than float32, which is what "auto" uses, and with which error."""
     for what, section, detail in (("bulk text", "bulk", ""), ("one sentence", "single", WARM)):
         of_section = [row for row in rows if (row.section, row.detail) == (section, detail) and row.median]
         timed = {(row.model, row.name): row.median or 1.0 for row in of_section if row.unit in ("tokens/s", "ms")}
@@ -222,7 +222,7 @@ def faster_lines(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _error_text(model: str, name: str, rows: Sequence[Row]) -> str:
-    """The largest relative error of a layer, where it was measured, and the bound."""
+    """Return the largest relative error of a layer, if it was measured, and the bound."""
     found = [
         row.median
         for row in rows
@@ -233,7 +233,7 @@ def _error_text(model: str, name: str, rows: Sequence[Row]) -> str:
 
 
 def command(settings: Settings, console: Console) -> int:
-    """Measure everything that the settings ask for; the exit status."""
+    """Measure everything that the settings ask for; return the exit status."""
     results = new_results(settings, "cpu")
     status = run_sections(settings, console, results, SECTIONS, prepare)
     for line in faster_lines(results.rows):

@@ -1,10 +1,10 @@
-"""What stands around the computation of a corpus: what sharing saves, how fast it is fed, how processes scale.
+"""Everything around the computation of a corpus: what sharing saves, how fast it is fed, how processes scale.
 
-`--only sharing` counts steps and times nothing: every machine, however busy, gives the same figures. `--only feed`
-leaves the computation out: text becomes a device's input, and pooled vectors are written. `--only host` is all that a
-card's host does, with a card or without (`host`). `--only workers` embeds a corpus with one process, and with as many
-as there are cores. `--only command` embeds it with `flashelmo embed`, beside the engine in memory with sharing and
-without, and watches the command's memory. These four need an idle machine.
+`--only sharing` counts steps and times nothing: it gives the same figures on every machine, however busy. `--only feed`
+omits the computation: text becomes a device's input, and pooled vectors are written. `--only host` is all that a card's
+host does, with or without a card (`host`). `--only workers` embeds a corpus with one process, and with as many as there
+are cores. `--only command` embeds it with `flashelmo embed`, compared with the engine in memory with and without
+sharing, and watches the command's memory. These four need an idle machine.
 """
 
 from __future__ import annotations
@@ -52,21 +52,21 @@ from flashelmo.engine.text.windows import Window, read_ahead, read_windows
 GIB = 2**30
 NO_LIMIT = 1 << 62
 WINDOWS = tuple(1 << k for k in (10, 13, 15, 16, 17, 18, 19, 20, 22))  # tokens
-SHARDS, SHARD_WINDOW = (1 << 10, 1 << 12, 1 << 14, 1 << 16), 1 << 18  # records of a shard, tokens of a window
+SHARDS, SHARD_WINDOW = (1 << 10, 1 << 12, 1 << 14, 1 << 16), 1 << 18  # records per shard, tokens per window
 PARTS = (8, 4, 2, 1)  # a text is cut to its first eighth, quarter and half
 TEXTS = ("kjv.txt", "wordnet_text.txt")  # beside the checkout
 READING, WRITING = "text to a device's input", "and pooled vectors to shards"
 MEAN = Output("average", pool="mean")
 HELD = "the largest window's float32 arrays on the CPU, of the {} model: states, cells, input products, word vectors"
-WORKER_TOKENS, WORKER_RECORDS = 100_000, 256  # of the corpus of several processes, and of its shards
-FEED_TOKENS, FEED_WINDOW = 600_000, 1 << 17  # of the text that cores are fed from, and of a window
+WORKER_TOKENS, WORKER_RECORDS = 100_000, 256  # of the corpus for several processes, and of its shards
+FEED_TOKENS, FEED_WINDOW = 600_000, 1 << 17  # of the text that is fed to cores, and of a window
 
 
 # --------------------------------------------------------------------------------------------------------- sharing
 
 
 class Count(NamedTuple):
-    """Steps of both directions for a layer, with sharing and without, and the most bytes that a window takes."""
+    """Steps of both directions for a layer, with and without sharing, and the most bytes that a window takes."""
 
     steps: int
     alone: int
@@ -74,7 +74,7 @@ class Count(NamedTuple):
 
     @classmethod
     def of(cls, windows: Iterable[Window], config: ElmoConfig) -> Count:
-        """Of a text in windows."""
+        """Count a text in windows."""
         steps = alone = n_bytes = 0
         for window in windows:
             n_words = len(window.words)
@@ -86,7 +86,7 @@ class Count(NamedTuple):
 
 
 def window_bytes(schedule: Schedule, n_words: int, config: ElmoConfig) -> int:
-    """Bytes of float32 that the CPU holds for a window: states, cells of two depths, input products, word vectors."""
+    """Return the float32 bytes that the CPU holds for a window: states, cells of two depths, input products, words."""
     size, cell = 4 * config.projection_size, 4 * config.cell_size
     table = max(STEP_ROWS, min(n_words, WORD_TABLE_BYTES // (4 * cell)))
     total = n_words * size
@@ -97,7 +97,7 @@ def window_bytes(schedule: Schedule, n_words: int, config: ElmoConfig) -> int:
 
 
 def texts(settings: Settings) -> dict[str, bytes]:
-    """The texts that are counted, by their names."""
+    """Return the texts to count, by name."""
     paths = [settings.text] if settings.text else [REAL_TEXT.with_name(name) for name in TEXTS]
     found = {path.name: path.read_bytes() for path in paths if path.is_file()}
     if not found:
@@ -107,12 +107,12 @@ def texts(settings: Settings) -> dict[str, bytes]:
 
 
 def read(data: bytes, max_tokens: int, max_sentences: int = NO_LIMIT) -> Iterator[Window]:
-    """A text in windows."""
+    """Yield a text in windows."""
     return read_windows(io.BytesIO(data), max_sentences=max_sentences, max_tokens=max_tokens)
 
 
 def measure_sharing(subject: Subject, settings: Settings) -> list[Row]:
-    """How many times fewer steps: by window, by the shards at whose ends windows end, and as a text grows."""
+    """Measure how many times fewer steps: by window, by the shards at whose ends windows end, and as a text grows."""
     rows, held = [], []
     for name, data in texts(settings).items():
         n_tokens = len(data.split())
@@ -140,7 +140,7 @@ def measure_sharing(subject: Subject, settings: Settings) -> list[Row]:
 
 
 class NothingComputed:
-    """What `embed_corpus` needs of an embedder: windows become a device's input, and vectors of zeros come back."""
+    """The part of an embedder that `embed_corpus` uses: windows become a device's input, and the vectors are zeros."""
 
     reads_ahead = True
     window_limits = (FEED_WINDOW, FEED_WINDOW)
@@ -153,11 +153,11 @@ class NothingComputed:
         self._planner = Planner(("<S>", "</S>"), self.settings)
 
     def fingerprint(self) -> dict[str, Any]:
-        """None of a model's."""
+        """Return an empty fingerprint, as there is no model."""
         return {"stateful": False, "keep_sentence_boundaries": False}
 
     def embed_windows(self, windows: Iterable[Window], on_progress: Callable[[float], None], output: Output) -> Stream:
-        """Zeros for each sentence."""
+        """Yield zeros for each sentence."""
         zeros = np.zeros(output.shape((self.config.n_layers + 1, 1, self.config.output_size)), np.float32)
         for plan in self._planner.plan_ahead(windows):
             fill_input(plan)
@@ -165,15 +165,15 @@ class NothingComputed:
 
 
 def fill_input(plan: Plan) -> Window:
-    """Make the integers that a CUDA device is given for a window."""
+    """Make the integers that a CUDA device gets for a window."""
     sizes = Sizes.of(plan.schedule, share=True, pooled=True, stateful=False)
-    plan.words.to_pylist()  # what the table of word vectors is asked for
+    plan.words.to_pylist()  # which words the table of word vectors is asked for
     fill(np.empty(Layout.of(sizes).size, np.int32), sizes, plan.schedule, np.arange(len(plan.words), dtype=np.int32))
     return plan.window
 
 
 class Feed:
-    """A corpus on some of the cores, its computation left out."""
+    """A corpus on some of the cores, without its computation."""
 
     def __init__(self, config: ElmoConfig, cores: int) -> None:
         self._config, self._cores = config, cores
@@ -181,7 +181,7 @@ class Feed:
             os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
 
     def speed(self, what: str, path: Path) -> float:
-        """Tokens a second."""
+        """Return tokens per second."""
         embedder = NothingComputed(self._config, self._cores)
         begin = time.perf_counter()
         if what == READING:
@@ -197,7 +197,7 @@ class Feed:
 
 
 def measure_feed(subject: Subject, settings: Settings) -> list[Row]:
-    """Tokens a second that one core feeds, and more."""
+    """Measure tokens per second that one core feeds, and several."""
     text, source = load_sentences(settings.bulk_tokens or FEED_TOKENS, settings.text, settings.seed)
     path = write_sentences(subject.folder.parent / "feed.txt", text)
     rows, most = [], settings.threads or n_cores()
@@ -214,7 +214,7 @@ def measure_feed(subject: Subject, settings: Settings) -> list[Row]:
 
 
 def measure_workers(subject: Subject, settings: Settings) -> list[Row]:
-    """Tokens a second of a corpus into shards by one process on all cores, and by more on their shares; in turns.
+    """Measure tokens per second into shards by one process on all cores, and by several on their shares; in turns.
 
     The time is that of the whole run, from the start of the processes.
     """
@@ -242,12 +242,12 @@ LOOK_SECONDS = 0.05  # between two looks at a process's memory
 
 
 def measure_command(subject: Subject, settings: Settings) -> list[Row]:
-    """Tokens a second of `flashelmo embed` to native shards, all layers, and of the engine that drops them; in turns.
+    """Measure tokens per second of `flashelmo embed` to native shards, all layers, and of the engine alone; in turns.
 
-    The command's time is that of its process. Its memory is what is its own: files that are mapped do not count, nor
-    does what it writes. How that goes on is watched in a run of its own, whose lines are the same in another order:
-    each quarter has the same kinds of text, so that what grows there would grow with any corpus. As they stand, the
-    second text takes more from its beginning on: its windows have more distinct words, and those have tables.
+    The command's time is that of its process. Its memory is its private one: files that are mapped do not count, nor
+    does what it writes. How that develops is watched in a separate run, with the same lines in another order: each
+    quarter has the same kinds of text, so that what grows there would grow with any corpus. In the original order, the
+    second text takes more from its beginning on: its windows have more distinct words, which have tables.
     """
     model, path = subject.folder, subject.folder.with_name("text.txt")
     name, data = list(texts(settings).items())[-1]
@@ -272,7 +272,7 @@ def measure_command(subject: Subject, settings: Settings) -> list[Row]:
 
 
 def _measure_growth(subject: Subject, settings: Settings, data: bytes, note: str) -> list[Row]:
-    """The most that the command holds in each quarter of a run, of a text's lines in another order."""
+    """Measure the most that the command holds in each quarter of a run, on a text's lines in another order."""
     lines, path, measured = data.split(b"\n"), subject.folder.with_name("mixed.txt"), list[list[int]]()
     random.Random(settings.seed).shuffle(lines)
     path.write_bytes(b"\n".join(lines))
@@ -283,12 +283,12 @@ def _measure_growth(subject: Subject, settings: Settings, data: bytes, note: str
 
 
 def quarters(looks: Sequence[int]) -> list[int]:
-    """The most in each quarter."""
+    """Return the most in each quarter."""
     return [max(looks[k * len(looks) // 4 : (k + 1) * len(looks) // 4]) for k in range(4)]
 
 
 def _run_command(model: Path, text: Path, threads: int | None, measured: list[list[int]]) -> float:
-    """Seconds of `flashelmo embed`; what its process held, from time to time, is added to `measured`."""
+    """Return the seconds of `flashelmo embed`; what its process held over time is added to `measured`."""
     from psutil import NoSuchProcess
 
     folder = text.with_name("shards")
@@ -323,7 +323,7 @@ SECTIONS: dict[str, Callable[[Subject, Settings], list[Row]]] = {
 
 
 def command(settings: Settings, console: Console) -> int:
-    """Measure everything that the settings ask for; the exit status."""
+    """Measure everything that the settings ask for; return the exit status."""
     return run_sections(settings, console, new_results(settings, "feed"), SECTIONS, prepare)
 
 

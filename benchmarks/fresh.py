@@ -1,7 +1,7 @@
 """What only a fresh process can tell: the time to load a model or a file, and the peak memory of a run.
 
-`python -m flashelmo.benchmarks.fresh load|memory PATH OPTIONS [TEXT]` prints it as JSON; the suites run that. Only
-the standard library is imported at the top, as what is there already costs no time.
+`python -m flashelmo.benchmarks.fresh load|memory PATH OPTIONS [TEXT]` prints it as JSON; the suites run that. Only the
+standard library is imported at the top, as what is already imported costs no time.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-# What loading imports, a model's and an exported file's; the time for that is given by itself.
+# What loading imports, for a model and for an exported file; the time for that is given separately.
 MODEL_IMPORTS = ("flashelmo.engine.embedder", "flashelmo.engine.cpu.ort")
 FILE_IMPORTS = ("flashelmo.export.onnx_elmo",)
 
 
 def load(path: Path, options: dict[str, Any]) -> dict[str, float]:
-    """Seconds to import what embedding needs, and from there until a model's folder or an exported file is ready."""
+    """Return the seconds to import what embedding needs, and from then until a model or exported file is ready."""
     start = time.perf_counter()
     modules = [import_module(name) for name in (FILE_IMPORTS if path.suffix == ".onnx" else MODEL_IMPORTS)]
     imported = time.perf_counter()
@@ -30,7 +30,7 @@ def load(path: Path, options: dict[str, Any]) -> dict[str, float]:
 
 
 def memory(folder: Path, options: dict[str, Any], text: Path) -> dict[str, float]:
-    """Peak resident bytes of this process when the model is loaded, and when the text is embedded."""
+    """Return this process's peak resident bytes when the model is loaded, and when the text is embedded."""
     from flashelmo.benchmarks.contestant import engine
 
     way = engine(folder, options)
@@ -40,7 +40,7 @@ def memory(folder: Path, options: dict[str, Any], text: Path) -> dict[str, float
 
 
 def run_fresh(command: str, path: Path, options: dict[str, Any], *arguments: object) -> dict[str, float]:
-    """What `load` or `memory` returns in a fresh process."""
+    """Return the result of `load` or `memory` in a fresh process."""
     given = [command, str(path), json.dumps(options), *map(str, arguments)]
     python = [sys.executable, "-m", "flashelmo.benchmarks.fresh", *given]
     done = subprocess.run(python, capture_output=True, text=True, check=False)
@@ -51,7 +51,7 @@ def run_fresh(command: str, path: Path, options: dict[str, Any], *arguments: obj
 
 
 def process_of(pid: int) -> Any:
-    """A running process, as psutil sees it.
+    """Return a running process as psutil sees it.
 
     Raises:
         MissingExtraError: psutil is not installed.
@@ -66,7 +66,7 @@ def process_of(pid: int) -> Any:
 
 
 def _peak_bytes() -> float:
-    """Largest resident size so far. (`ru_maxrss` would count what the parent held when this process was made.)"""
+    """Return the largest resident size so far. (`ru_maxrss` would include what the parent held at the fork.)"""
     try:
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         return float(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024

@@ -1,12 +1,12 @@
-"""What a card's host does in bulk: what takes its time, and, where there is no card, how fast it can be at most.
+"""What a card's host does in bulk: what takes its time, and, without a card, how fast it can be at most.
 
-By a card that is absent all is done but what the card itself does: tokens become windows and schedules, kernels are
-given their arguments and handed to a driver that does nothing, and results are given out. Memory is the host's then, so
-that what PyTorch does for a card's memory and copies is missing, and results that come to the host are there already.
-On a card, time by the clock beyond that of the processor is waited for: the driver, memory, or other threads.
+With an absent card everything is done except the card's own work: tokens become windows and schedules, kernels get
+their arguments and are passed to a driver that does nothing, and results are returned. Memory is then the host's, so
+that PyTorch's work for a card's memory and copies is missing, and results that go to the host are already there. On a
+card, wall time beyond processor time is waiting: for the driver, memory, or other threads.
 
-Windows are of either of the sizes that cards have, all of one size; times are of 131,072 tokens of them. Beside them
-one sentence by itself, whose words are known and whose window is a graph: what a caller waits for beside the card.
+Windows are of the two sizes that cards have, all of one size; times are for 131,072 tokens of them. Also measured is
+one sentence by itself, whose words are known and whose window is a graph: what a caller waits for besides the card.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ PART_TOKENS = 1 << 17
 SIZES = MAX_WINDOW_TOKENS, LARGEST_WINDOW_TOKENS  # of windows on a small card and on a large one
 FROM_LISTS, FROM_TEXT = "token lists, layers left on the card", "text to means"
 CLOCK, ALL, QUEUEING = "by the clock", "processor, all threads", "processor, the thread that queues"
-# Of the thread that queues, by where it is done; what is missing beside the whole lies between these.
+# Of the queueing thread, by where it is spent; what is missing from the total is in between.
 PARTS = {
     "token lists to windows": ("engine.text.windows", "Draft", "of"),
     "words": ("engine.cuda.model", "WordVectorTable", "lookup"),
@@ -50,7 +50,7 @@ SENTENCE_TOKENS, SENTENCE_CALLS, MICROSECONDS = 20, 200, 1e6
 
 
 class Host:
-    """An engine, and what its host does. It changes its process, which should be one of its own.
+    """An engine, and what its host does. It changes its process, which should be a separate one.
 
     Args:
         model: its folder; beside it the absent card's driver is built.
@@ -67,14 +67,14 @@ class Host:
         if self.device.type == "cpu":
             import_module("flashelmo.benchmarks.kernels.absent").pretend(model.parent)
             layer: Any = import_module("flashelmo.kernels.lstm.layer")
-            layer.is_proven = lambda variant, run: True  # nothing that is computed here is right
+            layer.is_proven = lambda variant, run: True  # nothing computed here is right
             torch.set_num_threads(1)
         from flashelmo.engine.cuda.pipeline import CudaPipeline
         from flashelmo.engine.model.checkpoints import load_model
         from flashelmo.engine.settings import CudaSettings
         from flashelmo.engine.settings import Settings as EngineSettings
 
-        # As the card's benchmark: no word is known, and windows are large ones.
+        # As in the card's benchmark: no word is known, and windows are large.
         settings = EngineSettings(
             threads=threads, window_tokens=max(SIZES), cache_bytes=0, cuda=CudaSettings(graphs=False)
         )
@@ -87,10 +87,10 @@ class Host:
             self._watch(name, getattr(found, owner) if owner else found, function)
 
     def seconds(self, way: str, path: Path, size: int) -> dict[str, float]:
-        """Seconds of all windows of so many tokens: by the clock, by processor, and by what is done."""
+        """Return the seconds of all windows of so many tokens: wall time, processor time, and by activity."""
         text = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
-        for part in (text[: len(text) // 4], text):  # compiles, and is measured
-            gc.collect()  # what the lists of tokens would have Python look for at some time soon
+        for part in (text[: len(text) // 4], text):  # compiles, then is measured
+            gc.collect()  # otherwise the many lists of tokens would trigger it at some point
             self._spent.clear()
             begin = _clocks()
             for _, results in self._stream(way, part, path, size):
@@ -99,7 +99,7 @@ class Host:
         return {**spent, **self._spent}
 
     def sentence_seconds(self, sentence: list[str]) -> float:
-        """Of the thread, for one sentence's tokens to its vectors in an array; the median of some calls."""
+        """Return the thread's seconds from one sentence's tokens to its vectors in an array; the median of several."""
         spent = []
         for _ in range(SENTENCE_CALLS):
             begin = time.thread_time()
@@ -129,12 +129,12 @@ class Host:
 
 
 def _clocks() -> dict[str, float]:
-    """Seconds."""
+    """Return wall and processor seconds."""
     return {CLOCK: time.perf_counter(), ALL: time.process_time(), QUEUEING: time.thread_time()}
 
 
 def measure_host(subject: Subject, settings: Settings) -> list[Row]:
-    """Tokens a second and milliseconds of 131,072 tokens, both ways and sizes of windows in turns."""
+    """Measure tokens per second and milliseconds per 131,072 tokens, both ways and sizes of windows in turns."""
     text, source = load_sentences(settings.bulk_tokens or HOST_TOKENS, settings.text, settings.seed, again=True)
     path, n_tokens = write_sentences(subject.folder.parent / "host.txt", text), sum(map(len, text))
     worker = subject.pool.worker(Host, subject.folder, settings.threads)

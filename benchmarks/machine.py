@@ -21,7 +21,7 @@ PACKAGES = ("flashelmo", "numpy", "onnxruntime", "openvino", "torch")
 
 
 def machine() -> dict[str, Any]:
-    """Processor, instruction sets, cores this process may use, and memory in GiB."""
+    """Return processor, instruction sets, cores this process may use, and memory in GiB."""
     return {
         "processor": processor_name(),
         "instruction_sets": [name for name in X86_SETS + ARM_SETS if name in cpu_flags()],
@@ -32,7 +32,7 @@ def machine() -> dict[str, Any]:
 
 
 def card() -> dict[str, Any] | None:
-    """Name, memory, multiprocessors, L2 cache and compute capability of the current CUDA device; None without one."""
+    """Return name, memory, multiprocessors, L2 cache and capability of the current CUDA device; None without one."""
     if find_spec("torch") is None:
         return None
     import torch
@@ -53,7 +53,7 @@ def card() -> dict[str, Any] | None:
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of Python and of the packages that compute; None for those that are not installed."""
+    """Return versions of Python and of the packages that compute; None for those not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for package in PACKAGES:
         found[package] = None
@@ -63,7 +63,7 @@ def versions() -> dict[str, str | None]:
 
 
 def commit() -> dict[str, Any] | None:
-    """The checkout's commit and whether files differ from it; None outside a checkout."""
+    """Return the checkout's commit and whether files differ from it; None outside a checkout."""
     root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return None

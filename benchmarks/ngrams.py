@@ -1,12 +1,12 @@
-"""Perplexity of interpolated n-grams on held-out text: what a language model's must be below.
+"""Perplexity of interpolated n-grams on held-out text, which a language model must beat.
 
-Interpolated modified Kneser-Ney (Chen and Goodman 1998), the strongest of the kind, by NumPy over whole texts. No
+Interpolated modified Kneser-Ney (Chen and Goodman 1998), the strongest of its kind, with NumPy over whole texts. No
 library that pip installs trains one of this size: KenLM's reads what its command line has trained, and NLTK's counts
 anew for every prediction.
 
 Counted as for a language model: in each sentence every word and the end are predicted, from the words before them in
-the sentence and its begin. A word that is not in the vocabulary is `<UNK>`, in what is learned from and in what is
-predicted. Backward, every word and the begin, from the words behind them: the same with each sentence reversed.
+the sentence and its begin. A word that is not in the vocabulary is `<UNK>`, both in learning and in prediction.
+Backward, every word and the begin are predicted from the words after them: the same with each sentence reversed.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Text(NamedTuple):
 
     Attributes:
         ids: of words, [N].
-        depth: of each token how many are before it in its sentence, [N].
+        depth: how many tokens precede each one in its sentence, [N].
     """
 
     ids: Int64
@@ -54,7 +54,7 @@ class Text(NamedTuple):
 
     @classmethod
     def of(cls, sentences: Iterable[Sequence[str]], row_of: dict[str, int], *, backward: bool = False) -> Text:
-        """By the rows of a vocabulary; backward, every sentence is reversed."""
+        """Return the text with the rows of a vocabulary; backward, every sentence is reversed."""
         ids: list[int] = []
         lengths: list[int] = []
         for tokens in sentences:
@@ -73,11 +73,11 @@ class Order:
     """All n-grams of one length.
 
     Attributes:
-        keys: sorted; an n-gram's number is its place. A key is the number of all but the last word, times the size of
+        keys: sorted; an n-gram's number is its index. A key is the number of all but the last word, times the size of
             the vocabulary, plus the last word.
-        probability: of each n-gram's last word behind the others, interpolated with shorter n-grams [n-grams].
-        rest: of each context, which is a shorter n-gram, the weight of shorter n-grams; 1 where it was never seen with
-            a word behind it [contexts].
+        probability: of each n-gram's last word after the others, interpolated with shorter n-grams [n-grams].
+        rest: of each context, which is a shorter n-gram, the weight of shorter n-grams; 1 if it was never seen with a
+            word after it [contexts].
     """
 
     keys: Int64
@@ -94,13 +94,13 @@ class Ngrams:
 
     @classmethod
     def learn(cls, text: Text, n_words: int, order: int) -> Ngrams:
-        """Of a vocabulary of n_words and n-grams of up to `order` words."""
+        """Learn from a text with a vocabulary of n_words, with n-grams of up to `order` words."""
         numbers, keys = _number(text, n_words, order)
         suffixes = [_suffixes(numbers[k], numbers[k - 1], len(keys[k])) for k in range(1, order)]
         counts = []
         for k in range(order):  # n-grams of k + 1 words
             seen = np.bincount(numbers[k][numbers[k] >= 0], minlength=len(keys[k]))
-            if k + 1 < order:  # how many words stand before it; before the begin there is none
+            if k + 1 < order:  # number of distinct words that precede it; before the begin there is none
                 before = np.bincount(suffixes[k], minlength=len(keys[k]))
                 seen = np.where(before > 0, before, seen)
             counts.append(seen)
@@ -116,7 +116,7 @@ class Ngrams:
         return cls(unigrams, tuple(orders))
 
     def log_probabilities(self, text: Text) -> list[Float64]:
-        """Natural logarithms of the probability of every predicted token, by n-grams of up to 1, 2, … words."""
+        """Return the log-probability of every predicted token, with n-grams of up to 1, 2, … words."""
         predicted = text.depth > 0
         n_words, number = len(self.unigrams), text.ids
         probability = self.unigrams[text.ids]
@@ -132,7 +132,7 @@ class Ngrams:
 
 
 def _number(text: Text, n_words: int, order: int) -> tuple[list[Int64], list[Int64]]:
-    """The number of the n-gram that ends at each token, -1 where there is none, and their keys, for each length."""
+    """Return, for each length, the number of the n-gram that ends at each token, -1 without one, and their keys."""
     numbers, keys = [text.ids], [np.arange(n_words)]
     for k in range(1, order):
         there = text.depth >= k
@@ -146,7 +146,7 @@ def _number(text: Text, n_words: int, order: int) -> tuple[list[Int64], list[Int
 
 
 def _suffixes(numbers: Int64, shorter: Int64, n: int) -> Int64:
-    """Of each n-gram the number of the one without its first word [n]."""
+    """Return, for each n-gram, the number of the one without its first word [n]."""
     suffixes = np.zeros(n, np.int64)
     there = numbers >= 0
     suffixes[numbers[there]] = shorter[there]
@@ -154,7 +154,7 @@ def _suffixes(numbers: Int64, shorter: Int64, n: int) -> Int64:
 
 
 def _discounted(counts: Int64, contexts: Int64, n_contexts: int) -> tuple[Float64, Float64]:
-    """Of each n-gram its discounted share of its context's counts, and of each context what is left over."""
+    """Return each n-gram's discounted share of its context's counts, and what is left over in each context."""
     of_counts = [max(int((counts == count).sum()), 1) for count in range(1, DISCOUNTS + 2)]
     ratio = of_counts[0] / (of_counts[0] + 2 * of_counts[1])
     discounts = [0.0] + [
@@ -168,13 +168,13 @@ def _discounted(counts: Int64, contexts: Int64, n_contexts: int) -> tuple[Float6
 
 
 def _place(keys: Int64, wanted: Int64) -> Int64:
-    """Where each wanted key stands; -1 where it does not."""
+    """Return the index of each wanted key; -1 if it is missing."""
     place = np.searchsorted(keys, wanted).clip(max=len(keys) - 1)
     return np.where(keys[place] == wanted, place, -1)
 
 
 def measure(settings: Settings) -> list[Row]:
-    """Perplexities by the length of n-grams, in both directions."""
+    """Measure perplexities by the length of n-grams, in both directions."""
     corpus, path = _corpus(settings), settings.vocabulary
     if path is None and not settings.models:
         raise FlashElmoError("--vocabulary: expected one, or models that have one, found neither")
@@ -196,7 +196,7 @@ def measure(settings: Settings) -> list[Row]:
 
 
 def measure_models(settings: Settings) -> list[Row]:
-    """Of the same predictions, the perplexities of models with a softmax."""
+    """Measure, on the same predictions, the perplexities of models with a softmax."""
     heldout = [tokens for tokens in sentences_of([_corpus(settings) / HELDOUT]) if tokens]
     rows: list[Row] = []
     for (name, model), path in zip(models(settings).items(), settings.models, strict=True):
@@ -212,7 +212,7 @@ def _corpus(settings: Settings) -> Path:
 
 
 def command(settings: Settings, console: Console) -> int:
-    """Measure; the exit status."""
+    """Measure; return the exit status."""
     parts = {"n-grams": measure} | ({"models": measure_models} if settings.models else {})
     jobs = (Job("ngrams", "", part, partial(rows_of, settings)) for part, rows_of in parts.items())
     return run_jobs(settings, console, new_results(settings, "ngrams"), jobs)

@@ -1,9 +1,9 @@
 """The exported file beside the engine and the PyTorch reference: speed, what a file costs, and how exact it is.
 
-Ragged batches are of real sentences in the order of their text, as a caller may give them; equal sentences show what
-share of the matrix peak is reached where nothing is padded. On a card ONNX Runtime drives a Scan from the host, step by
-step (onnxruntime#11986); unrolled files of the batches' shapes, which it replays as CUDA graphs, stand beside it there,
-and the published algorithm in PyTorch. That such a file is open says that none of its nodes is left to the host.
+Ragged batches are real sentences in the order of their text, as a caller may pass them; equal sentences show what share
+of the matrix peak is reached without padding. On a card ONNX Runtime drives a Scan from the host, step by step
+(onnxruntime#11986); there, it is compared with unrolled files of the batches' shapes, which it replays as CUDA graphs,
+and with the published algorithm in PyTorch. If such a file can be opened, none of its nodes is left to the host.
 """
 
 from __future__ import annotations
@@ -64,13 +64,13 @@ CARD_PRECISIONS: tuple[PrecisionName, ...] = ("fp32", "fp16")
 CONTESTANTS = ("engine fp32", "engine int8", "onnx fp32", "onnx int8")  # what runs the model, in what precision
 PROVIDER = "CUDAExecutionProvider"
 EQUAL = (32, 16)  # sentences and their tokens
-CARD_WARM_UPS = 4  # the native runtime compiles with the first, captures a graph with the second, and replays it then
+CARD_WARM_UPS = 4  # the native runtime compiles in the first, captures a graph in the second, and then replays it
 NATIVE = "native fp32"
-LARGER = 32  # what the steps of files beyond the usual sizes are a multiple of
+LARGER = 32  # steps of files beyond the usual sizes are multiples of this
 
 
 def export(name: str, seed: int, folder: Path, pool: Pool) -> Subject:
-    """A model by its preset or path, in the native format and in all precisions of ONNX."""
+    """Write a model, by preset or path, in the native format and in all precisions of ONNX."""
     subject = prepare(name, seed, folder, pool)
     model = load_model(subject.folder)
     for precision in FILE_PRECISIONS:
@@ -80,7 +80,7 @@ def export(name: str, seed: int, folder: Path, pool: Pool) -> Subject:
 
 
 def file_of(subject: Subject, precision: str) -> Path:
-    """A model's exported file."""
+    """Return the path of a model's exported file."""
     return subject.folder.with_name(f"{subject.name} onnx") / f"{precision}.onnx"
 
 
@@ -88,7 +88,7 @@ def file_of(subject: Subject, precision: str) -> Path:
 
 
 def taking_part(name: str, subject: Subject, settings: Settings) -> Contestant:
-    """The reference, or one of CONTESTANTS, from tokens to vectors."""
+    """Return the reference, or one of CONTESTANTS, from tokens to vectors."""
     folder, threads = subject.folder, settings.threads
     if name == REFERENCE:  # it pads a batch as the others do
         return contestant(subject, settings, REFERENCE, batch_size=max(settings.batches))
@@ -99,7 +99,7 @@ def taking_part(name: str, subject: Subject, settings: Settings) -> Contestant:
 
 
 def on_card(subject: Subject, work: Sequence[Batches]) -> list[Contestant]:
-    """The files on ONNX Runtime's CUDA provider and the engine's kernels, in each precision of both; and PyTorch."""
+    """Return files on ONNX Runtime's CUDA provider and the engine's kernels, in each precision of both; and PyTorch."""
     folder, found = subject.folder, []
     for precision in CARD_PRECISIONS:
         unrolled = unroll(subject, precision, work)
@@ -108,13 +108,13 @@ def on_card(subject: Subject, work: Sequence[Batches]) -> list[Contestant]:
             found.append(Contestant(f"{kind} {precision}", precision, onnx_file, given, "onnx", is_rival=is_rival))
         found.append(Contestant(f"engine {precision}", precision, native_on_card, (folder, precision), "cuda"))
     eager = (folder, max(len(batch) for each in work for batch in each.batches))
-    # PyTorch's own settings: convolutions, though not products, may round to TF32
+    # PyTorch's own settings: convolutions, but not products, may round to TF32
     found.append(Contestant("PyTorch eager fp32", "tf32", eager_on_card, eager, "cuda", is_rival=True))
     return found
 
 
 def unroll(subject: Subject, precision: PrecisionName, work: Sequence[Batches]) -> Path:
-    """A folder of unrolled files that hold the work: of the sizes that `flashelmo export` makes, or larger ones."""
+    """Return a folder of unrolled files for this work: of the sizes that `flashelmo export` makes, or larger."""
     folder = file_of(subject, precision).with_name(f"cuda {precision}")
     needed = [(len(batch), max(map(len, batch))) for each in work for batch in each.batches]
     sizes = [
@@ -130,7 +130,7 @@ def unroll(subject: Subject, precision: PrecisionName, work: Sequence[Batches]) 
 
 
 def onnx_file(path: Path, threads: int | None, provider: str = "CPUExecutionProvider") -> Way:
-    """An exported file in ONNX Runtime; its outputs stay on a card."""
+    """Return an exported file in ONNX Runtime; its outputs stay on a card."""
     elmo = OnnxElmo(path, providers=[provider], session_options=open_session.options_of(None, threads))
     outputs, on_device = [f"hidden_states.{layer}" for layer in elmo.layers], provider == PROVIDER
 
@@ -144,8 +144,8 @@ def onnx_file(path: Path, threads: int | None, provider: str = "CPUExecutionProv
 
 
 def eager_on_card(folder: Path, batch_size: int) -> Way:
-    """The published algorithm in PyTorch, a padded batch at a time, its vectors left on the card."""
-    import torch  # which is there, as the reference needs it
+    """Return the published algorithm in PyTorch, one padded batch at a time, with its vectors left on the card."""
+    import torch  # available, as the reference needs it
 
     if not torch.cuda.is_available():
         raise FlashElmoError("PyTorch: expected a CUDA device, found none")
@@ -156,9 +156,9 @@ def eager_on_card(folder: Path, batch_size: int) -> Way:
 
 
 def native_on_card(folder: Path, precision: PrecisionName) -> Way:
-    """The engine's kernels, the vectors left on the card."""
+    """Return the engine's kernels, with the vectors left on the card."""
     embedder = ElmoEmbedder.load(folder, device="cuda", precision=precision)
-    import torch  # which is there, as the engine runs on the card
+    import torch  # available, as the engine runs on the card
 
     def run(sentences: Sentences) -> None:
         list(embedder.embed(sentences, convert_to_numpy=False))
@@ -180,25 +180,25 @@ class Batches:
 
     @property
     def tokens(self) -> int:
-        """Of all of them."""
+        """The number of tokens in all of them."""
         return sum(len(sentence) for batch in self.batches for sentence in batch)
 
     @property
     def note(self) -> str:
-        """How many tokens, and positions with padding."""
+        """How many tokens there are, and positions with padding."""
         positions, number = sum(len(batch) * max(map(len, batch)) for batch in self.batches), len(self.batches)
         said = f"{number} batch{'es' * (number > 1)}, {self.tokens} tokens in {positions} positions"
         return f"{self.detail}: {said} of {self.source}"
 
     def work(self, config: ElmoConfig, words_known: bool) -> Work:
-        """What there is to compute: the words of each batch, if they are not known; padding is no work."""
+        """Return what must be computed: the words of each batch, unless they are known; padding is not work."""
         works = [Work.of(config, batch) for batch in self.batches]
         characters = 0 if words_known else sum(work.characters for work in works)
         return Work(self.tokens, sum(work.lstm for work in works), characters)
 
 
 def draw_batches(settings: Settings) -> list[Batches]:
-    """Batches of every size, of runs of 32 sentences that are evenly spaced over the text, and one without padding."""
+    """Return batches of every size, from runs of 32 sentences evenly spaced over the text, and one without padding."""
     text, source = load_sentences(settings.text_tokens, settings.text, settings.seed)
     drawn, found = draw_passages(text, settings.passages), []
     for size in settings.batches:
@@ -210,12 +210,12 @@ def draw_batches(settings: Settings) -> list[Batches]:
 
 
 def measure_speed(subject: Subject, settings: Settings) -> list[Row]:
-    """Tokens a second of everybody at every size of batch; the engine knows the words from the round before."""
+    """Measure all tokens per second at every size of batch; the engine knows the words from the previous round."""
     return _measure("speed", subject, settings, draw_batches(settings))
 
 
 def measure_cuda(subject: Subject, settings: Settings) -> list[Row]:
-    """Tokens a second of the files, of the native kernels and of PyTorch on a card; or why not."""
+    """Measure tokens per second of the files, the native kernels and PyTorch on a card; or say why not."""
     if PROVIDER not in onnxruntime.get_available_providers():
         why = {"onnx on a card": "this ONNX Runtime has no CUDA provider"}
         return absentees("cuda", subject.name, why)
@@ -226,7 +226,7 @@ def measure_cuda(subject: Subject, settings: Settings) -> list[Row]:
 def _measure(
     section: str, subject: Subject, settings: Settings, work: Sequence[Batches], cards: Sequence[Contestant] = ()
 ) -> list[Row]:
-    """Who computes the reference's vectors, in turns, with the processor's ceilings; or those on a card, without."""
+    """Measure those with the reference's vectors, in turns, with the processor's ceilings; or on a card, without."""
     config, model = subject.config, subject.name
     reference, limits = taking_part(REFERENCE, subject, settings), Limits(subject.pool, settings)
     everybody = cards or [reference, *(taking_part(name, subject, settings) for name in settings.contestants)]
@@ -254,7 +254,7 @@ def _measure(
 
 
 def measure_load(subject: Subject, settings: Settings) -> list[Row]:
-    """Seconds to open each file in fresh processes, and to import what that needs; beside the native format."""
+    """Measure seconds to open each file in fresh processes, and to import what that needs; and the native format."""
     options = {"threads": settings.threads}
     runs = {f"onnx {name}": partial(run_fresh, "load", file_of(subject, name), options) for name in FILE_PRECISIONS}
     runs[NATIVE] = partial(run_fresh, "load", subject.folder, options_of("fp32", settings))
@@ -262,7 +262,7 @@ def measure_load(subject: Subject, settings: Settings) -> list[Row]:
 
 
 def measure_errors(subject: Subject, settings: Settings) -> list[Row]:
-    """How far each file lies from the reference in float64."""
+    """Measure how far each file is from the reference in float64."""
     exact = contestant(subject, settings, REFERENCE, precision="fp64")
     files = [
         Contestant(f"onnx {name}", name, onnx_file, (file_of(subject, name), settings.threads))
@@ -276,7 +276,7 @@ SECTIONS = {"speed": measure_speed, "load": measure_load, "error": measure_error
 
 
 def command(settings: Settings, console: Console) -> int:
-    """Measure everything that the settings ask for; the exit status."""
+    """Measure everything that the settings ask for; return the exit status."""
     card = machine.card() if "cuda" in settings.sections else None
     return run_sections(settings, console, new_results(settings, "onnx", card), SECTIONS, export)
 

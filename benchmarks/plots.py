@@ -18,7 +18,7 @@ COLOURS = ("#2f6f9f", "#d1843c", "#5aa469", "#b0413e", "#7d5ba6", "#9aa5b1")
 
 
 def draw(results: Results, path: Path) -> list[Path]:
-    """Write the plots of what there is beside the results' file, and under its name; their paths.
+    """Write plots of the results, beside their file and under its name; return the paths.
 
     The same figures give the same SVG.
 
@@ -34,7 +34,7 @@ def draw(results: Results, path: Path) -> list[Path]:
 
 
 def _panels(n: int, width: float, height: float) -> tuple[Any, Sequence[Any]]:
-    """A plot of n panels in a row, each so many inches large, and their axes."""
+    """Return a plot of n panels in a row, each of this size in inches, and their axes."""
     try:
         import matplotlib
         from matplotlib.figure import Figure
@@ -46,7 +46,7 @@ def _panels(n: int, width: float, height: float) -> tuple[Any, Sequence[Any]]:
 
 
 def _bars(rows: Iterable[Row]) -> Any:
-    """Bars of speed for each model, a line across each at its ceiling."""
+    """Draw bars of speed for each model, with a line across each at its ceiling."""
     models: dict[str, list[Row]] = {}
     for row in rows:
         models.setdefault(row.model, []).append(row)
@@ -66,7 +66,7 @@ def _bars(rows: Iterable[Row]) -> Any:
 
 
 def _latency(rows: Iterable[Row]) -> Any:
-    """By the number of clients, which details begin with, a line for each model and quantile."""
+    """Draw latency by the number of clients, with which details begin: a line for each model and quantile."""
     lines: dict[str, list[Row]] = {}
     for row in rows:
         if row.unit == "ms":
@@ -85,7 +85,7 @@ def _latency(rows: Iterable[Row]) -> Any:
 
 
 def _picture(rows: Iterable[Row]) -> Any:
-    """Points of each sense; a panel for each model or layer, whose name is the row's model."""
+    """Draw points of each sense; a panel for each model or layer, whose name is the row's model."""
     panels: dict[str, dict[str, dict[str, list[float]]]] = {}
     for row in rows:
         panels.setdefault(row.model, {}).setdefault(row.name, {})[row.detail] = row.samples
@@ -101,7 +101,7 @@ def _picture(rows: Iterable[Row]) -> Any:
 
 
 def _curves(rows: Iterable[Row]) -> Any:
-    """A panel for each group of words, a line for each layer; rows are named as "2.5 million tokens, layer 1"."""
+    """Draw a panel for each group of words, a line for each layer; rows are named as "2.5 million tokens, layer 1"."""
     groups: dict[str, dict[str, list[Row]]] = {}
     unit = ""
     for row in rows:
@@ -122,14 +122,14 @@ def _curves(rows: Iterable[Row]) -> Any:
 
 
 def plane(vectors: Float32) -> Float32:
-    """The first two principal components [N, 2] of vectors [N, D] of length 1."""
+    """Return the first two principal components [N, 2] of vectors [N, D] of length 1."""
     unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     left, sizes, _ = np.linalg.svd(unit - unit.mean(axis=0), full_matrices=False)
     first: Float32 = (left[:, :2] * sizes[:2] * np.where(left[:1, :2] < 0, -1, 1)).astype(np.float32)
     return first
 
 
-# By section what its plot's file is called, behind the results', and what draws it.
+# By section: the plot's file name, after the results', and what draws it.
 PLOTS = {
     "bulk": ("", _bars),
     "latency": ("", _latency),

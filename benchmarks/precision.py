@@ -1,12 +1,11 @@
-"""How far each precision of the CUDA runtime lies from the exact vectors, without a card, by Triton's interpreter.
+"""How far each precision of the CUDA runtime is from the exact vectors, without a card, by Triton's interpreter.
 
 `flashelmo bench precision` embeds a few real sentences in each precision on the CPU and compares each layer with the
-reference in float64. Rounding is a card's, with three exceptions: sums are added up in another order; in bf16 the
-LSTM's tanh and output gate are exact here, where a card takes its own approximation, to 2^-11; and float32 products are
-never cut to TF32, which is therefore left out. So the errors of bf16 on a card are a little larger than here.
+reference in float64. Rounding is as on a card, with three exceptions: sums are added up in another order; in bf16 the
+LSTM's tanh and output gate are exact here, where a card uses its own approximation, to 2^-11; and float32 products are
+never truncated to TF32, which is therefore left out. So bf16's errors on a card are a little larger than here.
 
-Triton 3.6's interpreter computes bfloat16 wrongly. What makes it right, `tests/interpreter.py`, comes with the checkout
-alone.
+Triton 3.6's interpreter computes bfloat16 wrongly. The fix, `tests/interpreter.py`, is only part of the checkout.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ NOTE = "Triton's interpreter: bf16's tanh and output gate are exact, on a card t
 
 
 def interpreted(folder: Path, precision: PrecisionName) -> Way:
-    """The CUDA runtime in Triton's interpreter, in a fresh process: before any kernel is imported."""
+    """Return the CUDA runtime in Triton's interpreter, in a fresh process: before any kernel is imported."""
     os.environ["TRITON_INTERPRET"] = "1"
     spec = spec_from_file_location("flashelmo_interpreter", REPAIR)
     assert spec is not None and spec.loader is not None  # the file is there
@@ -44,7 +43,7 @@ def interpreted(folder: Path, precision: PrecisionName) -> Way:
 
 
 def measure_errors(subject: Subject, settings: Settings) -> list[Row]:
-    """Each precision's errors, with a note on what differs on a card."""
+    """Measure each precision's errors, with a note on what differs on a card."""
     text, source = first_sentences(settings)
     sentences = [sentence[: settings.tokens] for sentence in text]
     exact = contestant(subject, settings, REFERENCE, precision="fp64")
@@ -53,7 +52,7 @@ def measure_errors(subject: Subject, settings: Settings) -> list[Row]:
 
 
 def command(settings: Settings, console: Console) -> int:
-    """Measure; the exit status."""
+    """Measure; return the exit status."""
     if not REPAIR.is_file():
         raise FlashElmoError(f"precision: expected a checkout with {REPAIR.name}, found none: run it from there")
     sections = {"error": measure_errors}

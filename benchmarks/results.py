@@ -15,7 +15,7 @@ from flashelmo.benchmarks import machine
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.engine.errors import FlashElmoError
 
-FAILED = "FAILED"  # how the note of a row begins that makes a run fail
+FAILED = "FAILED"  # prefix of the note of a row that makes a run fail
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,14 @@ class Row:
     """One figure.
 
     Attributes:
-        section, model: what kind of figure, as "bulk" or "single", and of which model.
-        name, detail: who was measured, as "int8", and on what, as "cold cache".
-        unit: of the figures; a speed if it ends in "/s", otherwise the less the better.
-        median, low, p25, p75, high, samples: over the rounds; None where there is no figure, `note` says why.
-        interval: in which the figure lies with 95% confidence, where that is told: two numbers.
+        section, model: the kind of figure, such as "bulk" or "single", and the model.
+        name, detail: who was measured, such as "int8", and on what, such as "cold cache".
+        unit: of the figures; a speed if it ends in "/s", otherwise less is better.
+        median, low, p25, p75, high, samples: over the rounds; None if there is no figure: `note` says why.
+        interval: the 95% confidence interval, if it is given: two numbers.
         ceiling, ceiling_both: what the machine's measured limits allow, for the LSTM alone, and with the characters.
         ratios: how many times faster than others: by their name, the median of the rounds' own ratios.
-        note: anything to say beside the figure.
+        note: any remark on the figure.
     """
 
     section: str
@@ -52,11 +52,11 @@ class Row:
 
     @classmethod
     def of(cls, samples: Sequence[float], **values: Any) -> Row:
-        """A row with the quantiles of its samples."""
+        """Return a row with the quantiles of its samples."""
         return cls(**values).with_samples(samples)
 
     def with_samples(self, samples: Sequence[float]) -> Row:
-        """The row with these figures and their quantiles; as it is where there are none."""
+        """Return the row with these figures and their quantiles; unchanged if there are none."""
         if not len(samples):
             return self
         low, p25, median, p75, high = map(rounded, np.quantile(samples, [0, 0.25, 0.5, 0.75, 1]))
@@ -75,17 +75,17 @@ class Row:
 
     @property
     def line(self) -> str:
-        """Who and what it says, for a list of failures."""
+        """The row in one line, for a list of failures."""
         return ", ".join(filter(None, (self.model, self.section, self.label, self.note)))
 
     @property
     def utilisation(self) -> float | None:
-        """Share of the LSTM's ceiling that the median reaches; sharing can take it above 1."""
+        """The share of the LSTM's ceiling that the median reaches; sharing can take it above 1."""
         return self._share_of(self.ceiling)
 
     @property
     def utilisation_both(self) -> float | None:
-        """Share of the ceiling of both parts."""
+        """The share of the ceiling of both parts."""
         return self._share_of(self.ceiling_both)
 
     def _share_of(self, ceiling: float | None) -> float | None:
@@ -106,7 +106,7 @@ class Results:
     rows: list[Row]
 
     def section(self, section: str, model: str | None = None) -> list[Row]:
-        """The rows of one section, of one model if it is named."""
+        """Return the rows of one section, of one model if it is given."""
         return [row for row in self.rows if row.section == section and model in (None, row.model)]
 
     @property
@@ -115,12 +115,12 @@ class Results:
         return list(dict.fromkeys(row.model for row in self.rows if row.model))
 
     def write(self, path: Path) -> None:
-        """Write as JSON, one row a line."""
+        """Write as JSON, one row per line."""
         path.parent.mkdir(parents=True, exist_ok=True)
         values = asdict(self)
         rows = [{k: v for k, v in row.items() if v not in (None, "", [], {})} for row in values.pop("rows")]
         lines = ",\n".join(map(json.dumps, rows))
-        beside = path.with_suffix(".tmp")  # so that a run that is cut off leaves the file as it was
+        beside = path.with_suffix(".tmp")  # an interrupted run leaves the file unchanged
         beside.write_text(f'{json.dumps(values, indent=1)[:-2]},\n "rows": [\n{lines}\n]}}\n', encoding="utf-8")
         beside.replace(path)
 
@@ -139,7 +139,7 @@ class Results:
 
 
 def new_results(settings: Settings, suite: str, card: Mapping[str, Any] | None = None) -> Results:
-    """Results of this machine, now, without rows; of a card too, where one takes part (`machine.card`)."""
+    """Return new results of this machine, without rows; also of a card, if one takes part (`machine.card`)."""
     return Results(
         machine=machine.machine() | ({"gpu": card} if card else {}),
         versions=machine.versions(),
@@ -151,11 +151,11 @@ def new_results(settings: Settings, suite: str, card: Mapping[str, Any] | None =
 
 
 def median_ratio(ours: Sequence[float], theirs: Sequence[float], unit: str) -> float:
-    """How many times faster: the median of the ratios of figures that were measured in the same round."""
+    """Return how many times faster: the median of the ratios of figures that were measured in the same round."""
     speed = unit.endswith("/s")
     return rounded(np.median([a / b if speed else b / a for a, b in zip(ours, theirs, strict=True)]))
 
 
 def rounded(value: Any) -> float:
-    """Five significant digits."""
+    """Round to five significant digits."""
     return float(f"{value:.5g}")

@@ -39,15 +39,15 @@ except ImportError as error:
 
 SHAPES = ((256, 512, 16384), (512, 1024, 4096), (1024, 2048, 2048))  # rows, K, columns
 STREAM_K = 1024
-BYTES = {"fp32": 4, "bf16": 2, "int8": 1}  # of a weight
-KINDS: dict[str, NumberType] = {"fp32": "float32", "int8": "int8"}  # that ONNX Runtime multiplies
-DOT_PRODUCTS = {"avx512_vnni", "avx_vnni", "amx_int8"}  # which oneDNN's products of 8 bits need
+BYTES = {"fp32": 4, "bf16": 2, "int8": 1}  # per weight
+KINDS: dict[str, NumberType] = {"fp32": "float32", "int8": "int8"}  # those that ONNX Runtime multiplies
+DOT_PRODUCTS = {"avx512_vnni", "avx_vnni", "amx_int8"}  # required by oneDNN's products of 8 bits
 PEAK, STREAM = "matrix peak", "weights streamed"
 UNITS = {PEAK: "GFLOP/s", STREAM: "GB/s"}
 
 
 class Roofline:
-    """Measures peaks by products of so many threads, None being all cores, for so many seconds each."""
+    """Measures peaks with products on `threads` threads (None: all cores), for `seconds` each."""
 
     def __init__(self, threads: int | None = None, seconds: float = 0.3) -> None:
         self._threads, self._seconds = threads or 0, seconds
@@ -55,7 +55,7 @@ class Roofline:
         self._stream = cache(partial(_onnx_product, threads=self._threads))
 
     def peaks(self) -> dict[str, float]:
-        """Operations a second by precision, of the best shape in the best library."""
+        """Return operations per second by precision, of the best shape in the best library."""
         peaks: dict[str, float] = {}
         for shape, precision, run in self._products:
             found = 2 * math.prod(shape) / best_seconds(run, self._seconds)
@@ -63,7 +63,7 @@ class Roofline:
         return peaks
 
     def bandwidths(self, n_weights: int) -> dict[str, float]:
-        """Bytes a second at which a product of one row reads this many weights; caches may hold a small model's."""
+        """Return bytes per second at which one-row products read this many weights; a small model's may be cached."""
         columns, found = max(1, n_weights // STREAM_K), dict[str, float]()
         for precision, kind in KINDS.items():
             took = best_seconds(self._stream(1, STREAM_K, columns, kind), self._seconds)
@@ -71,7 +71,7 @@ class Roofline:
         return found
 
     def _of(self, shape: tuple[int, int, int]) -> Iterator[tuple[str, Callable[[], object]]]:
-        """Each library's product of one shape, by precision."""
+        """Yield each library's product of one shape, by precision."""
         yield from ((precision, _onnx_product(*shape, kind, self._threads)) for precision, kind in KINDS.items())
         if find_spec("torch") is not None:
             import torch
@@ -83,18 +83,18 @@ class Roofline:
 
 
 class Limits:
-    """The machine's limits as one more contestant: measured in every round, the best counts."""
+    """The machine's limits as one more contestant: measured in every round; the best counts."""
 
     def __init__(self, pool: Pool, settings: Settings) -> None:
         self._worker = pool.worker(Roofline, settings.threads, settings.peak_seconds)
         self.samples: dict[tuple[str, str], list[float]] = {}
 
     def measure_peaks(self) -> float:
-        """Matrix peaks of all precisions, operations a second."""
+        """Measure matrix peaks of all precisions, in operations per second."""
         return self._measured(PEAK, self._worker.call("peaks"))
 
     def measure_streams(self, n_weights: int) -> float:
-        """Bytes of weights read a second by products of one row."""
+        """Measure bytes of weights read per second by products of one row."""
         return self._measured(STREAM, self._worker.call("bandwidths", n_weights))
 
     def _measured(self, what: str, found: dict[str, float]) -> float:
@@ -103,15 +103,15 @@ class Limits:
         return found["fp32"]
 
     def peak(self, precision: str) -> float | None:
-        """Best matrix peak; None where there is none of this precision."""
+        """Return the best matrix peak; None if there is none in this precision."""
         return max(self.samples.get((precision, PEAK), []), default=None)
 
     def stream(self, precision: str) -> float:
-        """Best bandwidth of streamed weights; bf16 moves no faster than float32."""
+        """Return the best bandwidth of streamed weights; bf16 moves no faster than float32."""
         return max(self.samples.get((precision, STREAM)) or self.samples["fp32", STREAM])
 
     def rows(self, model: str, section: str) -> list[Row]:
-        """What was measured beside a section of a model."""
+        """Return rows of what was measured along with a section of a model."""
         return [
             Row("limits", model, f"{precision} {what}", UNITS[what], section).with_samples(
                 [each / 1e9 for each in found]
@@ -121,7 +121,7 @@ class Limits:
 
 
 def best_seconds(run: Callable[[], object], seconds: float) -> float:
-    """The fastest of the calls that fit into `seconds`, at least two; the first, which prepares, is not counted."""
+    """Return the fastest of the calls that fit into `seconds`, at least two, after a first one that prepares."""
     run()
     end = time.perf_counter() + seconds
     times: list[float] = []
@@ -133,7 +133,7 @@ def best_seconds(run: Callable[[], object], seconds: float) -> float:
 
 
 def _onnx_product(rows: int, k: int, columns: int, weight_type: NumberType, threads: int) -> Callable[[], object]:
-    """x [rows, k] @ constant weight [k, columns] by the nodes that the engine's graph has."""
+    """Return x [rows, k] @ constant weight [k, columns], with the nodes of the engine's graph."""
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((rows, k), np.float32), np.empty((rows, columns), np.float32)
     tensors: dict[str, Any] = {"weight": rng.standard_normal((k, columns), np.float32)}
@@ -152,7 +152,7 @@ def _onnx_product(rows: int, k: int, columns: int, weight_type: NumberType, thre
     binding.bind_input("x", "cpu", 0, np.float32, x.shape, x.ctypes.data)
     binding.bind_output("y", "cpu", 0, np.float32, y.shape, y.ctypes.data)
 
-    def run(arrays: object = (x, y)) -> None:  # the binding knows addresses alone: keep what lies there
+    def run(arrays: object = (x, y)) -> None:  # the binding only has addresses, so the arrays must stay alive
         session.run_with_iobinding(binding)
 
     return run
@@ -166,9 +166,9 @@ def _torch_product(rows: int, k: int, columns: int, dtype: Any) -> Callable[[], 
 
 
 def packed_products(config: ElmoConfig, threads: int | None) -> Way:
-    """A model's LSTM without its cells: the products alone, by oneDNN on weights that it has packed.
+    """Return a model's LSTM without its cells: only the products, by oneDNN on weights that it has packed.
 
-    What is run is a precision, rows, and passes: each multiplies so many rows by every matrix of every layer and
+    The work is a precision, rows, and passes: each pass multiplies this many rows by every matrix of every layer and
     direction, so that each is read anew; results are bfloat16.
 
     Raises:
@@ -197,14 +197,14 @@ def has_products(precision: str) -> bool:
 
 
 def _packed_product(n_rows: int, k: int, columns: int, precision: str) -> Callable[[], object]:
-    """Rows [n, k] @ a packed weight [k, columns] of random numbers."""
+    """Return rows [n, k] @ a packed weight [k, columns] of random numbers."""
     import torch
 
     if precision == "bf16":
         x = torch.randn(n_rows, k).bfloat16()
         packed = torch.ops.mkldnn._reorder_linear_weight(torch.randn(columns, k).bfloat16(), n_rows)
         return partial(torch.ops.mkldnn._linear_pointwise.default, x, packed, None, "none", [], "")
-    # Without AMX oneDNN has no fast product of rows with a sign; it would take minutes.
+    # Without AMX oneDNN has no fast product of signed rows; it would take minutes.
     kind, least = (torch.int8, -127) if "amx_int8" in cpu_flags() else (torch.uint8, 0)
     x = torch.randint(least, 128, (n_rows, k), dtype=kind)
     weight = torch.randint(-127, 128, (columns, k), dtype=torch.int8)
@@ -216,9 +216,9 @@ def _packed_product(n_rows: int, k: int, columns: int, precision: str) -> Callab
 
 @dataclass(frozen=True)
 class Work:
-    """What embedding a text costs at least, if every token's LSTM steps are computed and every word's vector once.
+    """The least that embedding a text costs, if every token's LSTM steps are computed and every word's vector once.
 
-    Operations are floating-point ones, those of distinct words at the positions that their characters have.
+    Operations are floating-point ones, those of distinct words only at the positions of their characters.
     """
 
     tokens: int
@@ -227,13 +227,13 @@ class Work:
 
     @classmethod
     def of(cls, config: ElmoConfig, sentences: Sequence[Sequence[str]]) -> Work:
-        """Work of embedding these sentences."""
+        """Return the work of embedding these sentences."""
         tokens = sum(map(len, sentences))
         characters = sum(_word_operations(config, word) for word in set(chain.from_iterable(sentences)))
         return cls(tokens, tokens * config.lstm_flops_per_token, characters)
 
     def ceilings(self, limits: Limits, precision: str) -> tuple[float | None, float | None]:
-        """Tokens a second at most, of the LSTM alone and of both parts; none where the machine has no such products."""
+        """Return the most tokens per second, of the LSTM and of both parts; None if the machine lacks such products."""
         peak, characters_peak = limits.peak(precision), limits.peak("fp32")
         if not (peak and characters_peak):
             return None, None
@@ -241,7 +241,7 @@ class Work:
 
 
 def _word_operations(config: ElmoConfig, word: str) -> int:
-    """Operations of one word's vector: windows that touch its characters or their marks, highways, projection."""
+    """Return the operations of a word's vector: windows that touch its characters or marks, highways, projection."""
     units = len(word.encode("utf-8", "replace")) if config.family == "bilm" else len(word)
     positions = min(units + 2, config.max_characters)
     operations = 0
@@ -255,12 +255,12 @@ def _word_operations(config: ElmoConfig, word: str) -> int:
 
 
 def streamed_weights(config: ElmoConfig, n_tokens: int) -> int:
-    """Weights that one sentence's LSTM reads: the recurrent ones for every token, the input's once."""
+    """Return the number of weights that one sentence's LSTM reads: recurrent ones for every token, the input's once."""
     square = 4 * config.projection_size * config.cell_size
     return n_tokens * recurrent_weights(config) + 2 * config.n_layers * square
 
 
 def recurrent_weights(config: ElmoConfig) -> int:
-    """Weights that are read again for every token."""
+    """Return the number of weights that are read again for every token."""
     P, C = config.projection_size, config.cell_size
     return 2 * config.n_layers * (4 * P * C + (C * P if C != P else 0))

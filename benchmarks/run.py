@@ -1,6 +1,6 @@
 """One run of any suite: its jobs one after the other, rows printed and results written as they come.
 
-What is wrong is not timed. A job that fails takes no other with it, and everything measured before is in the results.
+Wrong vectors are not timed. A job that fails does not affect others, and everything measured before is in the results.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class Suite:
 
     Attributes:
         about: what that is, in one line.
-        defaults: of the settings; their sections, contestants and precisions are all that there are to choose from, but
-            for those of `known`.
-        options: settings that the command line may change, by their names.
-        command: runs it and gives the exit status.
+        defaults: of the settings; their sections, contestants and precisions are all the possible choices, except for
+            those in `known`.
+        options: settings that the command line may change, by name.
+        command: runs it and returns the exit status.
     """
 
     about: str
@@ -47,7 +47,7 @@ class Suite:
 
 
 class Job(NamedTuple):
-    """Something to measure by itself: words of the row that says why there is nothing, and what gives its rows, all
+    """Something to measure by itself: words for the row that says why there is nothing, and what gives its rows, all
     together or in pieces as they come.
     """
 
@@ -58,7 +58,7 @@ class Job(NamedTuple):
 
 
 def rows_of(job: Job) -> Iterator[list[Row]]:
-    """A job's rows, in pieces as they come; what the engine warns of, and what a job fails of, are rows too."""
+    """Yield a job's rows, in pieces as they come; the engine's warnings and the job's failure are rows too."""
     said: list[Row] = []
     heard = logging.Handler(logging.WARNING)
     heard.emit = lambda record: said.append(Row("warning", name="flashelmo", note=record.getMessage()))  # type: ignore[method-assign]
@@ -80,7 +80,7 @@ class Run:
 
     Args:
         results: without rows.
-        file: name of the results' file, where `settings.out` is a folder.
+        file: name of the results' file, if `settings.out` is a folder.
 
     Raises:
         OSError: results cannot be written.
@@ -90,10 +90,10 @@ class Run:
         self.results, self.console, self._begin = results, console, time.monotonic()
         self.path = settings.out if settings.out is None or settings.out.suffix == ".json" else settings.out / file
         console.print(f"{describe(results)}\n", highlight=False)
-        self.keep([])  # what cannot be written is known before anything is measured
+        self.keep([])  # writing errors show up before anything is measured
 
     def do(self, jobs: Iterable[Job]) -> None:
-        """Measure."""
+        """Measure the jobs."""
         for job in jobs:
             with self.console.status(f"{job.model}: {job.section} {job.detail}"):
                 for rows in rows_of(job):
@@ -107,7 +107,7 @@ class Run:
         print_rows(self.console, rows)
 
     def finish(self) -> int:
-        """Say what failed; the exit status."""
+        """Report what failed; return the exit status."""
         failures = [row for row in self.results.rows if row.failed]
         for row in failures:
             self.say(row.line)
@@ -121,7 +121,7 @@ class Run:
 
 
 def run_jobs(settings: Settings, console: Console, results: Results, jobs: Iterable[Job]) -> int:
-    """A run of some jobs, whose results are called as their suite; the exit status."""
+    """Run some jobs, with results named after their suite; return the exit status."""
     run = Run(settings, console, results, f"{results.settings['suite']}.json")
     run.do(jobs)
     return run.finish()
@@ -134,11 +134,11 @@ def run_sections(
     sections: Mapping[str, Callable[..., list[Row]]],
     prepare: Callable[[str, int, Path, Pool], Any],
 ) -> int:
-    """A run of a job for each model and section; the exit status.
+    """Run a job for each model and section; return the exit status.
 
     Args:
-        sections: what gives the rows of each, called with a model and the settings.
-        prepare: makes a model of its name, a seed, a folder to write to, and a pool for workers.
+        sections: functions that give each one's rows, called with a model and the settings.
+        prepare: makes a model from its name, a seed, a folder to write to, and a pool for workers.
     """
     with tempfile.TemporaryDirectory(prefix="flashelmo-") as folder, Pool() as pool:
         prepared = lru_cache(maxsize=1)(lambda name: prepare(name, settings.seed, Path(folder), pool))
@@ -154,5 +154,5 @@ def run_sections(
 
 
 def slug(name: str) -> str:
-    """A name as part of a file's, as "h200" of "NVIDIA H200"."""
+    """Return a name as part of a file's, such as "h200" for "NVIDIA H200"."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower().removeprefix("nvidia ")).strip("-")

@@ -1,9 +1,9 @@
 """The service under load, on this machine alone: clients, server and worker share its cores.
 
-`--only throughput` compares clients of one sentence each, by their number, with the engine in windows of so many
-sentences, and gives the processor's time a request beside it. `--only latency` gives the quantiles by the number of
-clients, each of which asks anew as soon as it is answered; they are drawn as a plot beside the results. `--only memory`
-watches the server's memory over many requests. How many requests there are is bounded in each.
+`--only throughput` compares different numbers of clients, of one sentence each, with the engine in windows of that many
+sentences, and also gives the processor time per request. `--only latency` gives the quantiles by the number of clients,
+each of which sends its next request as soon as it is answered; they are also drawn as a plot beside the results.
+`--only memory` watches the server's memory over many requests. The number of requests is limited in each.
 """
 
 from __future__ import annotations
@@ -49,17 +49,17 @@ class Served(NamedTuple):
     pids: dict[str, int]
 
     def cpu_seconds(self) -> dict[str, float]:
-        """The processor's time that each process has taken."""
+        """Return the processor time that each process has taken."""
         return {name: sum(process_of(pid).cpu_times()[:2]) for name, pid in self.pids.items()}
 
     def bytes_held(self) -> dict[str, int]:
-        """The memory of each process."""
+        """Return the memory of each process."""
         return {name: process_of(pid).memory_info().rss for name, pid in self.pids.items()}
 
 
 @contextmanager
 def served(model: Path, threads: int | None) -> Iterator[Served]:
-    """`flashelmo serve` on a free port of this machine alone."""
+    """Run `flashelmo serve` on a free port of this machine only."""
     command = [sys.executable, "-m", "flashelmo.cli", "serve", str(model), "--port", "0", "--device", "cpu"]
     command += ["--threads", str(threads)] if threads else []
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -81,7 +81,7 @@ def served(model: Path, threads: int | None) -> Iterator[Served]:
 
 
 class Load(NamedTuple):
-    """What clients saw: seconds in all, of each request, of the clients' processor, and some of the vectors."""
+    """What clients saw: total seconds, those of each request, of the clients' processor, and some of the vectors."""
 
     seconds: float
     latencies: list[float]
@@ -90,17 +90,17 @@ class Load(NamedTuple):
 
 
 class Clients:
-    """Clients of one sentence each, in a process of their own.
+    """Clients of one sentence each, in their own process.
 
     Args:
-        sentences: that they ask for, one after the other, again and again.
+        sentences: those that they ask for, one after the other, again and again.
     """
 
     def __init__(self, sentences: Sentences) -> None:
         self._sentences = sentences
 
     def ask(self, url: str, n_clients: int, n_requests: int, kept: int = 0) -> Load:
-        """So many requests in all, each client's next when its last is answered; keep the first vectors."""
+        """Send this many requests, each client's next when its last is answered; keep the first vectors."""
         return asyncio.run(self._ask(url, n_clients, n_requests, kept))
 
     async def _ask(self, url: str, n_clients: int, n_requests: int, kept: int) -> Load:
@@ -118,8 +118,8 @@ class Clients:
                 if number < kept:
                     vectors[number] = answer.json()[0]
 
-        context = ssl.create_default_context()  # one for all, as each takes long to make
-        async with AsyncExitStack() as stack:  # a client of httpx each: one for all looks through every connection
+        context = ssl.create_default_context()  # one for all, as each takes long to create
+        async with AsyncExitStack() as stack:  # a separate one each: a shared one would search through every connection
             clients = [httpx.AsyncClient(base_url=url, verify=context, timeout=600) for _ in range(n_clients)]
             for each in clients:
                 await stack.enter_async_context(each)
@@ -130,17 +130,17 @@ class Clients:
 
 
 class Engine:
-    """The engine by itself, in a process of its own."""
+    """The engine by itself, in its own process."""
 
     def __init__(self, model: Path, threads: int | None) -> None:
         self._embedder = ElmoEmbedder.load(model, device="cpu", threads=threads)
 
     def vectors(self, sentences: Sentences) -> Any:
-        """What the service must give."""
+        """Return what the service must return."""
         return self._embedder.encode(sentences)
 
     def rate(self, sentences: Sentences, size: int, n: int) -> float:
-        """Sentences a second in windows of `size`."""
+        """Return sentences per second in windows of `size`."""
         many = [sentences[k % len(sentences)] for k in range(n)]
         begin = time.perf_counter()
         for start in range(0, n, size):
@@ -150,14 +150,14 @@ class Engine:
 
 @contextmanager
 def under_load(subject: Subject, settings: Settings) -> Iterator[tuple[Served, Worker, Sentences, str]]:
-    """A server of a model; clients; the different sentences of a text that they ask for, and its name."""
+    """Yield a server of a model; clients; the different sentences of a text that they ask for, and its name."""
     text, source = load_sentences(settings.text_tokens, settings.text, settings.seed)
     with served(subject.folder, settings.threads) as server:
         yield server, subject.pool.worker(Clients, text[:MOST_SENTENCES]), text[:MOST_SENTENCES], source
 
 
 def measure_throughput(subject: Subject, settings: Settings) -> list[Row]:
-    """Sentences a second of the service and of the engine, in turns, and the processor's time of a request."""
+    """Measure sentences per second of the service and the engine, in turns, and the processor time per request."""
     engine = subject.pool.worker(Engine, subject.folder, settings.threads)
     rows: list[Row] = []
     with under_load(subject, settings) as (server, clients, sentences, source):
@@ -166,7 +166,7 @@ def measure_throughput(subject: Subject, settings: Settings) -> list[Row]:
         for n_clients in settings.clients:
             ask = partial(clients.call, "ask", server.url, n_clients, settings.requests)
             rate = partial(engine.call, "rate", sentences, n_clients, settings.requests)
-            ask(), rate()  # what both keep of words is there
+            ask(), rate()  # so that both have cached the words
             rates: dict[str, list[float]] = {SERVICE: [], ENGINE: []}
             costs: dict[str, list[float]] = {name: [] for name in (*server.pids, "clients")}
             for _ in range(settings.rounds):
@@ -187,7 +187,7 @@ def measure_throughput(subject: Subject, settings: Settings) -> list[Row]:
 
 
 def _wrong(server: Served, settings: Settings, sentences: Sentences, engine: Any, clients: Any) -> str:
-    """What is wrong with the first vectors, if anything is: they are the engine's, bit by bit."""
+    """Return what is wrong with the first vectors, which should be the engine's, bit for bit; empty if nothing."""
     first = sentences[: settings.checked]
     load: Load = clients.call("ask", server.url, len(first), len(first), len(first))
     found, expected = np.array(load.vectors, np.float32), engine.call("vectors", first)
@@ -195,7 +195,7 @@ def _wrong(server: Served, settings: Settings, sentences: Sentences, engine: Any
 
 
 def measure_latency(subject: Subject, settings: Settings) -> list[Row]:
-    """Quantiles of the time of a request by the number of clients."""
+    """Measure quantiles of the time per request, by the number of clients."""
     rows = []
     with under_load(subject, settings) as (server, clients, _, source):
         clients.call("ask", server.url, max(settings.clients), settings.requests)
@@ -216,7 +216,7 @@ def measure_latency(subject: Subject, settings: Settings) -> list[Row]:
 
 
 def measure_memory(subject: Subject, settings: Settings) -> list[Row]:
-    """The memory of the server's processes, again and again over many requests of the most clients."""
+    """Measure the memory of the server's processes, repeatedly over many requests of the most clients."""
     rows, step = [], max(1, settings.memory_requests // LOOKS)
     with under_load(subject, settings) as (server, clients, _, source):
         for n in range(step, settings.memory_requests + 1, step):
@@ -235,7 +235,7 @@ SECTIONS: dict[str, Callable[[Subject, Settings], list[Row]]] = {
 
 
 def command(settings: Settings, console: Console) -> int:
-    """Measure everything that the settings ask for; the exit status."""
+    """Measure everything that the settings ask for; return the exit status."""
     results = new_results(settings, "serve")
     status = run_sections(settings, console, results, SECTIONS, prepare)
     if settings.out is not None:

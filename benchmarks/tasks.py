@@ -1,7 +1,7 @@
-"""Tagged data for what a trained model knows: words by sense, parts of speech, sentences of a class.
+"""Tagged data for what a trained model knows: words by sense, parts of speech, sentences by class.
 
-It lies in `tasks/` and `text/` of a data folder (`Settings.data`), which is beside the checkout and not in the package.
-A task is what somebody learns of it and is judged by: sentences with a label, or with a label of each token.
+It is in `tasks/` and `text/` of a data folder (`Settings.data`), which is beside the checkout and not in the package. A
+task is what can be learned from it and judged by it: sentences with a label, or with a label for each token.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ SENSES = ("tasks/senses_hard_line.json", "text/senses.json")
 TAGGED = "tasks/pos_masc_{}.txt"
 SPEECH, POLARITY, QUESTIONS = "speech", "polarity", "questions"
 CLASSES = (POLARITY, QUESTIONS)
-DEV_SHARE = 10  # one in so many training sentences is for choosing, where a task has none for that
+DEV_SHARE = 10  # one in this many training sentences is for choosing, if a task has none for that
 
 Embed = Callable[[Iterable[list[str]]], Iterator[Array]]  # sentences to [L, T, 2P] of each
 
 
 class Example(NamedTuple):
-    """A sentence, where the word in question stands in it, and in which sense."""
+    """A sentence, the place of the word in question, and its sense."""
 
     tokens: list[str]
     place: int
@@ -36,29 +36,29 @@ class Example(NamedTuple):
 
 
 class Word(NamedTuple):
-    """A word's examples; it may stand in them in any of its forms, as "lines" of "line"."""
+    """A word's examples; it may occur in them in any of its forms, such as "lines" for "line"."""
 
     lemma: str
     examples: list[Example]
 
     @property
     def senses(self) -> set[str]:
-        """Of its examples."""
+        """Return the senses of its examples."""
         return {each.sense for each in self.examples}
 
 
 class Sample(NamedTuple):
-    """A sentence and its labels: one, its class, or one a token, its tag."""
+    """A sentence and its labels: one, its class, or one per token, its tag."""
 
     tokens: list[str]
     labels: list[str]
 
 
 def read_senses(path: Path) -> list[Word]:
-    """The words of a file whose examples are of several senses.
+    """Return the words of a file whose examples are of several senses.
 
     Raises:
-        FlashElmoError: the file is absent, or something else.
+        FlashElmoError: the file is missing, or something else.
     """
 
     def words(text: str) -> list[Word]:
@@ -71,10 +71,10 @@ def read_senses(path: Path) -> list[Word]:
 
 
 def read_tagged(path: Path) -> list[Sample]:
-    """Sentences of a token and its tag a line, with blank lines between them.
+    """Return sentences from a file with a token and its tag per line, with blank lines between sentences.
 
     Raises:
-        FlashElmoError: the file is absent, or something else.
+        FlashElmoError: the file is missing, or something else.
     """
 
     def sentences(text: str) -> list[Sample]:
@@ -85,7 +85,7 @@ def read_tagged(path: Path) -> list[Sample]:
 
 
 def draw_tokens(sentences: Sequence[Sample], n_tokens: int, seed: int) -> list[Sample]:
-    """Sentences of so many tokens together, the last one being whole."""
+    """Draw sentences of this many tokens in total, the last one being whole."""
     drawn, left = [], n_tokens
     for row in np.random.default_rng(seed).permutation(len(sentences)):
         if left <= 0:
@@ -96,10 +96,10 @@ def draw_tokens(sentences: Sequence[Sample], n_tokens: int, seed: int) -> list[S
 
 
 def read_labelled(path: Path) -> list[Sample]:
-    """Sentences of a file of a class and tokens a line, with a tab between them.
+    """Return sentences from a file with a class and tokens per line, separated by a tab.
 
     Raises:
-        FlashElmoError: the file is absent, or something else.
+        FlashElmoError: the file is missing, or something else.
     """
 
     def sentences(text: str) -> list[Sample]:
@@ -110,7 +110,7 @@ def read_labelled(path: Path) -> list[Sample]:
 
 
 def judged_sentences(data: Path) -> Iterator[list[str]]:
-    """Every sentence by which models are judged: all examples of senses, and what tasks are tested on."""
+    """Yield every sentence by which models are judged: all examples of senses, and what tasks are tested on."""
     for name in SENSES:
         for word in read_senses(data / name):
             yield from (each.tokens for each in word.examples)
@@ -137,7 +137,7 @@ class Task(NamedTuple):
 
     @property
     def parts(self) -> tuple[list[Sample], list[Sample], list[Sample]]:
-        """Of the sentences: to learn from, to choose by, and to be judged by."""
+        """Return the sentences to learn from, to choose by, and to be judged by."""
         return self.train, self.dev, self.test
 
     @property
@@ -146,12 +146,12 @@ class Task(NamedTuple):
         return sorted({label for sample in self.train for label in sample.labels})
 
     def numbers(self, samples: Iterable[Sample]) -> Int64:
-        """The labels, end to end, as places in `classes`; -1 for one that cannot be learned [N]."""
+        """Return the labels, end to end, as indices in `classes`; -1 for those that cannot be learned [N]."""
         place = {label: k for k, label in enumerate(self.classes)}
         return np.array([place.get(label, -1) for sample in samples for label in sample.labels], np.int64)
 
     def features(self, embed: Embed, samples: Sequence[Sample]) -> Float32:
-        """Vectors [N, L, D] of what has a label: of every token, or of a sentence the mean of its tokens'."""
+        """Return vectors [N, L, D] of what is labelled: every token, or for a sentence the mean of its tokens'."""
         found = []
         for vectors in embed([sample.tokens for sample in samples]):
             by_token = vectors.transpose(1, 0, 2)
@@ -160,10 +160,10 @@ class Task(NamedTuple):
 
 
 def load_task(name: str, settings: Settings) -> Task:
-    """A task by its name.
+    """Return the named task.
 
     Raises:
-        FlashElmoError: its data are absent.
+        FlashElmoError: its data are missing.
     """
     data = settings.data or DATA
     if name == SPEECH:
@@ -185,7 +185,7 @@ def load_task(name: str, settings: Settings) -> Task:
 
 
 def _labelled(path: Path, settings: Settings) -> list[Sample]:
-    """All sentences of a file, or so many as there are examples asked for, drawn by the seed."""
+    """Return all sentences of a file, or as many examples as requested, drawn with the seed."""
     found = read_labelled(path)
     if settings.examples is None:
         return found

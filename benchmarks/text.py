@@ -1,6 +1,6 @@
-"""Text to measure with: real sentences from a file, or generated ones that look like them to the engine.
+"""Text to measure with: real sentences from a file, or generated ones that look similar to the engine.
 
-What matters to the engine's speed are the lengths of sentences and words, how many words are distinct, and how often
+What matters to the engine's speed is the lengths of sentences and words, how many words are distinct, and how often
 sentences begin or end alike. The first 30,000 tokens of the King James Bible and 30,000 generated ones:
 
                                     Bible   generated
@@ -27,17 +27,17 @@ from flashelmo.engine.arrays import Int64
 from flashelmo.engine.errors import FlashElmoError
 
 Sentences = list[list[str]]
-GENERATED = 1 << 19  # tokens; more are the same again, where they may be
-PASSAGE = 32  # sentences of a run that is drawn from a text, as of the reference's batches
+GENERATED = 1 << 19  # tokens; for more they are repeated, if allowed
+PASSAGE = 32  # sentences of a run that is drawn from a text, as for the reference's batches
 REAL_TEXT = Path(__file__).resolve().parents[2] / "shared" / "data" / "text" / "kjv.txt"
 
-# Zipf-Mandelbrot law: the word of rank r has a probability in proportion to (r + SHIFT) ** -EXPONENT.
+# Zipf-Mandelbrot law: the word of rank r has a probability proportional to (r + SHIFT) ** -EXPONENT.
 N_WORDS, SHIFT, EXPONENT = 30_000, 10.0, 1.45
 # Tokens of a sentence: a gamma distribution.
 MEAN_LENGTH, LENGTH_SHAPE = 26.0, 4.2
 # A word is one of its predecessor's favourites with this probability: in a sentence's first words, and in the others.
 OPENING_WORDS, OPENING_HABIT, HABIT = 3, 0.95, 0.65
-# Favourite k is chosen with a probability in proportion to (1 - FIRST_FAVOURITE) ** k.
+# Favourite k is chosen with a probability proportional to (1 - FIRST_FAVOURITE) ** k.
 FAVOURITES, FIRST_FAVOURITE = 64, 0.3
 PUNCTUATION = (".", ",", ";", ":")
 # A syllable is an onset and a nucleus; as runs of consonants and of vowels alternate, no two words are spelled alike.
@@ -49,14 +49,14 @@ SYLLABLES = [onset + nucleus for nucleus, onset in product(NUCLEI, ONSETS)]
 def load_sentences(
     n_tokens: int, path: Path | None = None, seed: int = 0, *, again: bool = False
 ) -> tuple[Sentences, str]:
-    """The first sentences of a text, n_tokens tokens together (the last one is cut to fit), and the text's name.
+    """Return the first sentences of a text, n_tokens tokens in total (the last one is cut to fit), and the text's name.
 
     Args:
         n_tokens: tokens wanted.
-        path: a file of tokenized lines; None takes the real text beside the checkout, where there is one.
-        seed: of the generator, which is used where there is no file.
-        again: take a shorter text again from its beginning. Sentences of different windows share nothing, so that this
-            changes little where the text is longer than a window.
+        path: a file of tokenized lines; None takes the real text beside the checkout, if there is one.
+        seed: of the generator, which is used if there is no file.
+        again: repeat a shorter text from its beginning. Sentences of different windows share nothing, so this changes
+            little if the text is longer than a window.
 
     Raises:
         FlashElmoError: the file has fewer tokens, or none.
@@ -75,13 +75,13 @@ def load_sentences(
 
 
 def first_sentences(settings: Settings) -> tuple[Sentences, str]:
-    """A text's first sentences, on which errors are measured, and its name."""
+    """Return a text's first sentences, on which errors are measured, and its name."""
     text, source = load_sentences(60 * settings.sentences, settings.text, settings.seed)
     return text[: settings.sentences], source
 
 
 def generate(n_tokens: int, seed: int = 0) -> Sentences:
-    """Sentences of at least n_tokens tokens together: a Markov chain over words that follow Zipf's law."""
+    """Return sentences of at least n_tokens tokens in total: a Markov chain over words that follow Zipf's law."""
     rng = np.random.default_rng(seed)
     frequencies = (np.arange(N_WORDS) + SHIFT) ** -EXPONENT
     cumulated = np.cumsum(frequencies / frequencies.sum())
@@ -94,7 +94,7 @@ def generate(n_tokens: int, seed: int = 0) -> Sentences:
     lengths = lengths[: 1 + np.searchsorted(np.cumsum(lengths), n_tokens)]
     favourites = draw(N_WORDS, FAVOURITES)
     ranks = np.empty((len(lengths), lengths.max()), np.int64)
-    before = np.zeros(len(lengths), np.int64)  # a full stop comes before every sentence
+    before = np.zeros(len(lengths), np.int64)  # every sentence is preceded by a full stop
     for position in range(ranks.shape[1]):
         habit = rng.random(len(lengths)) < (OPENING_HABIT if position < OPENING_WORDS else HABIT)
         choice = np.minimum(rng.geometric(FIRST_FAVOURITE, len(lengths)) - 1, FAVOURITES - 1)
@@ -105,7 +105,7 @@ def generate(n_tokens: int, seed: int = 0) -> Sentences:
 
 
 def spell(rank: int) -> str:
-    """The word of a rank: punctuation first, then more syllables the rarer it is; one word for every rank."""
+    """Return the word of a rank: punctuation first, then more syllables the rarer it is; a unique word per rank."""
     if rank < len(PUNCTUATION):
         return PUNCTUATION[rank]
     number, word = rank - len(PUNCTUATION) + 1, ""
@@ -116,7 +116,7 @@ def spell(rank: int) -> str:
 
 
 def draw_passages(sentences: Sentences, n_runs: int) -> Sentences:
-    """Runs of 32 sentences, evenly spaced over all: each in the middle of its share of the text."""
+    """Return runs of 32 sentences, evenly spaced over all: each in the middle of its share of the text."""
     share = len(sentences) / n_runs
     if share < PASSAGE:
         raise FlashElmoError(
@@ -127,20 +127,20 @@ def draw_passages(sentences: Sentences, n_runs: int) -> Sentences:
 
 
 def write_sentences(path: Path, sentences: Sentences) -> Path:
-    """Write tokenized lines; the path."""
+    """Write tokenized lines; return the path."""
     path.write_text("".join(" ".join(sentence) + "\n" for sentence in sentences), encoding="utf-8")
     return path
 
 
 def batches(sentences: Iterable[list[str]], size: int) -> Iterator[Sentences]:
-    """Runs of so many sentences in their order, the last one perhaps shorter."""
+    """Yield runs of this many sentences in order; the last one may be shorter."""
     rest = iter(sentences)
     while batch := list(islice(rest, size)):
         yield batch
 
 
 def _first(sentences: Iterable[list[str]], left: int) -> Iterator[list[str]]:
-    """The first tokens, the last sentence cut to fit."""
+    """Yield the first tokens, with the last sentence cut to fit."""
     for sentence in sentences:
         yield sentence[:left]
         left -= len(sentence)
@@ -153,8 +153,8 @@ class Workload:
     """Sentences that are embedded by one call.
 
     Attributes:
-        section, detail: as "batch", "32 sentences of 20".
-        waits: whether each call is waited for: its latency counts, not how many can be queued.
+        section, detail: such as "batch", "32 sentences of 20".
+        waits: whether each call is waited for: then its latency counts, not how many can be queued.
     """
 
     section: str
@@ -164,12 +164,12 @@ class Workload:
 
     @property
     def tokens(self) -> int:
-        """All of them."""
+        """Return the number of all tokens."""
         return sum(map(len, self.sentences))
 
 
 def equal_batch(text: Sentences, n: int, length: int, section: str = "batch") -> Workload:
-    """n sentences of so many tokens, cut from a text without regard to its own sentences.
+    """Return n sentences of `length` tokens each, cut from a text regardless of its own sentences.
 
     Raises:
         FlashElmoError: the text is too short.
@@ -182,11 +182,11 @@ def equal_batch(text: Sentences, n: int, length: int, section: str = "batch") ->
 
 
 def ragged_batch(text: Sentences, n: int) -> Workload:
-    """The text's first n sentences as they are."""
+    """Return the text's first n sentences as they are."""
     return Workload("ragged", f"{n} sentences", text[:n])
 
 
 def bulk(text: Sentences, n_tokens: int) -> Workload:
-    """The text's first tokens, the last sentence cut to fit."""
+    """Return the text's first tokens, with the last sentence cut to fit."""
     taken = list(_first(text, n_tokens))
     return Workload("bulk", f"{sum(map(len, taken)):,} tokens", taken)

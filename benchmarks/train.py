@@ -1,14 +1,14 @@
-"""Training's speed beside the same model in plain PyTorch modules, in one interleaved run: `flashelmo bench train`.
+"""Training's speed beside that of the same model in plain PyTorch, in one interleaved run: `flashelmo bench train`.
 
-Tokens a second of whole steps: loss, gradients, update, on a card where there is one. The rivals are built of
-PyTorch's modules with its autograd and Adam; in bf16 under autocast. One convolves every token's characters in both
-directions, as the published code does, the other each distinct word's of a batch once. All draw the same number of
-negatives.
+Measured are tokens per second of whole steps: loss, gradients, update, on a card if there is one. The rivals are built
+from PyTorch's modules with its autograd and Adam; in bf16 under autocast. One convolves every token's characters in
+both directions, as the published code does, the other only each distinct word of a batch once. All draw the same number
+of negatives.
 
-The ceiling is the matrix peak by the operations of the LSTMs' and the softmax's products, forward and backward.
+The ceiling is the matrix peak for the operations of the LSTMs' and the softmax's products, forward and backward.
 
-`--only vocabulary` takes steps with Adagrad, as published, by the words of the text and by as many as the published
-model has, with as many negatives: by the rows of the softmax that a step reads, and by whole gradients.
+`--only vocabulary` takes steps with Adagrad, as published, with the words of the text and with as many as the published
+model has, and as many negatives: by the softmax rows that a step reads, and by whole gradients.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Plain(nn.Module):
-    """The network of `BiLM` as one would build it of PyTorch's modules."""
+    """The network of `BiLM` as one would build it from PyTorch's modules."""
 
     def __init__(self, config: ElmoConfig, n_words: int) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class Plain(nn.Module):
         self.state: list[list[Any]] = [[None] * config.n_layers for _ in range(2)]
 
     def word_vectors(self, ids: Tensor) -> Tensor:
-        """[..., M] -> [..., P]."""
+        """Compute words' vectors: [..., M] -> [..., P]."""
         embedded = self.characters(ids.flatten(0, -2)).transpose(1, 2)
         x = torch.cat([F.relu(convolution(embedded)).amax(-1) for convolution in self.convolutions], -1)
         for transform, gate in zip(self.transforms, self.gates, strict=True):
@@ -74,7 +74,7 @@ class Plain(nn.Module):
         return result.view(*ids.shape[:-1], -1)
 
     def forward(self, vectors: Tensor, targets: Tensor, probabilities: Tensor, number: int) -> Tensor:
-        """The loss of word vectors [2, T, B, P] that should predict targets [2, T, B]."""
+        """Return the loss of word vectors [2, T, B, P] that should predict targets [2, T, B]."""
         outputs = []
         for d in range(2):
             x, layers = vectors[d], self.lstms[d]
@@ -93,18 +93,18 @@ class Plain(nn.Module):
 
 
 def device() -> torch.device:
-    """A card where there is one."""
+    """Return a card if there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _way(run: Callable[[int], None]) -> Way:
-    """Steps of a number each: nothing is embedded."""
+    """Return steps of a number each, in which nothing is embedded."""
     wait: Callable[[], object] = torch.cuda.synchronize if device().type == "cuda" else (lambda: None)
     return Way(lambda sentences: [], run, wait=wait)
 
 
 def ours(data: Data, precision: str, whole_gradients: bool = False) -> Way:
-    """Steps as `flashelmo train` takes them, or by whole gradients of the softmax in any case."""
+    """Return steps as `flashelmo train` takes them, or always with whole gradients of the softmax."""
     tensors = initial_tensors(data.config, len(data.words), seed=0)
     model = BiLM(data.config, tensors, dropout=DROPOUT, compute=TYPES[precision]).to(device())
     model.kernels = kernels_work(device())
@@ -115,7 +115,7 @@ def ours(data: Data, precision: str, whole_gradients: bool = False) -> Way:
 
 
 def plain(data: Data, precision: str, distinct_words: bool) -> Way:
-    """Steps of the modules."""
+    """Return steps of the modules."""
     model = Plain(data.config, len(data.words)).to(device())
     optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
     probabilities, rows = log_uniform(len(data.words), device()), data.corpus.rows(data.words)
@@ -139,14 +139,14 @@ def plain(data: Data, precision: str, distinct_words: bool) -> Way:
 
 
 class Data:
-    """A text in streams, as everybody reads it."""
+    """A text in streams, as everyone reads it."""
 
     def __init__(
         self, config: ElmoConfig, corpus: EncodedCorpus, batch: int, n_words: int = 0, optimizer: str = "adam"
     ) -> None:
         self.config, self.corpus, self.words = config, corpus, most_frequent(corpus, 1, None)
         negatives = min(PUBLISHED_NEGATIVES if n_words else NEGATIVES, max(n_words, len(self.words)) // 2)
-        self.words = [*self.words, *(f"<{k}>" for k in range(len(self.words), n_words))]  # that the text lacks
+        self.words = [*self.words, *(f"<{k}>" for k in range(len(self.words), n_words))]  # which the text lacks
         self.settings = TrainSettings(
             batch=batch, unroll=UNROLL, negatives=negatives, dropout=DROPOUT, steps=1, optimizer=optimizer
         )
@@ -154,13 +154,13 @@ class Data:
 
     @property
     def flops(self) -> int:
-        """Of a token's products, forward and twice as many backward; a token is predicted in both directions."""
+        """The operations of a token's products, forward and, twice as many, backward; both directions predict it."""
         softmax = 2 * 2 * self.settings.negatives * self.config.projection_size
         return 3 * (self.config.lstm_flops_per_token + softmax)
 
 
 def measure(subject: Subject, settings: Settings) -> list[Row]:
-    """Tokens a second at each number of streams."""
+    """Measure tokens per second at each number of streams."""
     torch.set_num_threads(settings.threads or torch.get_num_threads())
     rows: list[Row] = []
     sentences, source = load_sentences(settings.text_tokens, settings.text, settings.seed)
@@ -181,13 +181,13 @@ def measure(subject: Subject, settings: Settings) -> list[Row]:
         workers, absent = line_up([entry.who for entry in entries], [], None)
         rows += absentees("train", subject.name, absent)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "LSTM with projections")  # oneDNN has none: said once
+            warnings.filterwarnings("ignore", "LSTM with projections")  # oneDNN has none: reported once
             rows += compete(entries, workers, settings, at_least=settings.sample_seconds, warm_ups=3)
     return rows
 
 
 def measure_vocabulary(subject: Subject, settings: Settings) -> list[Row]:
-    """Tokens a second with as many words as the text has, and as the published model."""
+    """Measure tokens per second with as many words as the text has, and as the published model."""
     torch.set_num_threads(settings.threads or torch.get_num_threads())
     rows: list[Row] = []
     sentences, source = load_sentences(settings.text_tokens, settings.text, settings.seed)
@@ -218,7 +218,7 @@ def _limits(ceiling: float | None) -> tuple[float | None, float | None]:
 
 
 def command(settings: Settings, console: Console) -> int:
-    """Measure; the exit status."""
+    """Measure; return the exit status."""
     sections = {"train": measure, "vocabulary": measure_vocabulary}
     return run_sections(settings, console, new_results(settings, "train"), sections, prepare)
 

@@ -1,5 +1,5 @@
-"""A process of its own for each contestant, so that idle ones neither spin on the cores nor share caches and heaps; and
-turns: every round measures each contestant once, so that a change of speed meets all alike.
+"""A separate process for each contestant, so that idle ones neither spin on the cores nor share caches and heaps; and
+turns: every round measures each contestant once, so that a change of speed affects all equally.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from flashelmo.engine.errors import FlashElmoError
 
 
 class WorkerError(RuntimeError):
-    """What went wrong in a worker, in one line; its traceback there is this one's cause."""
+    """What went wrong in a worker, in one line; its cause is the traceback there."""
 
 
 class Worker:
@@ -25,8 +25,8 @@ class Worker:
         make: class or function that makes the object; it and its arguments are pickled.
 
     Raises:
-        FlashElmoError: what `make` raised in its process.
-        WorkerError: anything else that it raised, or the process ended.
+        FlashElmoError: as raised by `make` in its process.
+        WorkerError: `make` raised anything else, or the process ended.
     """
 
     def __init__(self, make: Callable[..., Any], *arguments: Any) -> None:
@@ -42,10 +42,10 @@ class Worker:
             raise
 
     def call(self, method: str, *arguments: Any, give_up: Callable[[], str] = lambda: "") -> Any:
-        """What the object's method returns; the call waits for it.
+        """Return the result of the object's method, waiting for it.
 
         Args:
-            give_up: asked while waiting; where it gives a reason, the process is killed.
+            give_up: asked while waiting; if it returns a reason, the process is killed.
         """
         try:
             self._pipe.send((method, arguments))
@@ -81,34 +81,34 @@ class Worker:
 
 
 class Here:
-    """The same face without a process: the object is made and called in this one, as on a card that all share."""
+    """The same interface without a process: the object is made and called here, as on a card that all share."""
 
     def __init__(self, make: Callable[..., Any], *arguments: Any) -> None:
         self._object = make(*arguments)
 
     def call(self, method: str, *arguments: Any, give_up: Callable[[], str] = lambda: "") -> Any:
-        """What the object's method returns, however long it takes."""
+        """Return the result of the object's method, however long it takes."""
         return getattr(self._object, method)(*arguments)
 
     def close(self) -> None:
-        """Nothing ends."""
+        """Do nothing: there is no process."""
 
 
 class Pool:
-    """Workers that are kept until the end: what several sections measure starts once, and idle ones cost nothing."""
+    """Workers that are kept until the end: those that several sections measure start once; idle ones cost nothing."""
 
     def __init__(self) -> None:
         self._workers: dict[str, Worker] = {}
 
     def worker(self, make: Callable[..., Any], *arguments: Any) -> Worker:
-        """The worker that was made so, or a new one."""
+        """Return the worker that was made like this, or a new one."""
         key = repr((make, arguments))
         if key not in self._workers or not self._workers[key].process.is_alive():
             self._workers[key] = Worker(make, *arguments)
         return self._workers[key]
 
     def close(self) -> None:
-        """End them all."""
+        """End all workers."""
         for worker in self._workers.values():
             worker.close()
         self._workers.clear()
@@ -121,7 +121,7 @@ class Pool:
 
 
 def one_line(error: BaseException) -> str:
-    """What went wrong, in one line of at most 200 characters; the kind of error where its words are not ours."""
+    """Return what went wrong, in at most 200 characters on one line; with the error's type unless the text is ours."""
     line = (str(error).strip().splitlines() or [""])[0].strip()
     return line if isinstance(error, FlashElmoError | WorkerError) else f"{type(error).__name__}: {line}"[:200]
 
@@ -154,14 +154,14 @@ PAUSE = 0.1  # seconds in which other processes' threads go to sleep
 
 
 class Timing(NamedTuple):
-    """A figure for each round, and anything to say: what failed has no samples, and says why."""
+    """A figure for each round, and any remark: what failed has no samples, and says why."""
 
     samples: list[float]
     note: str = ""
 
 
 class Deadline:
-    """So many seconds from now on; None is no limit."""
+    """A deadline this many seconds from now; None is no limit."""
 
     def __init__(self, seconds: float | None) -> None:
         self._seconds = float("inf") if seconds is None else seconds
@@ -170,21 +170,21 @@ class Deadline:
 
     @property
     def taken(self) -> float:
-        """Seconds until now."""
+        """Return the seconds until now."""
         return time.monotonic() - self._begin
 
     @property
     def left(self) -> float:
-        """Seconds."""
+        """Return the remaining seconds."""
         return self._seconds - self.taken
 
 
 def take_turns(
     rounds: int, measures: Mapping[Key, Callable[[], float]], pause: float | None = None
 ) -> dict[Key, Timing]:
-    """Every measure once in each round, A B C A B C; one that raises has no samples, and the others go on.
+    """Take every measure once in each round, A B C A B C; one that raises has no samples, and the others go on.
 
-    Args:
+    pause: seconds before each.
         pause: seconds before each.
     """
     timings = {name: Timing([]) for name in measures}
@@ -195,6 +195,6 @@ def take_turns(
             time.sleep(PAUSE if pause is None else pause)
             try:
                 timings[name].samples.append(measure())
-            except Exception as error:  # out of memory, a kernel that breaks: one contestant's failure is its own
+            except Exception as error:  # out of memory, a broken kernel: others are not affected
                 timings[name] = Timing([], one_line(error))
     return timings

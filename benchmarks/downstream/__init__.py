@@ -1,7 +1,7 @@
-"""What vectors are worth to a task: a tagger and two classifiers of sentences, linear on all that they are given.
+"""What vectors are worth to a task: a tagger and two sentence classifiers, linear in everything that they are given.
 
-suite.py     the contestants in each task, several seeds each
-tuned.py     the language model fine-tuned, which goes back to weights and is judged in the engine
+suite.py     the contestants in each task, with several seeds each
+tuned.py     the fine-tuned language model, which is converted back to weights and judged in the engine
 
-`benchmarks.tasks` reads the tasks; what learns on frozen vectors is `senses/linear.py`.
+`benchmarks.tasks` reads the tasks; `senses/linear.py` learns on frozen vectors.
 """

@@ -1,7 +1,7 @@
-"""Everybody in each task: layers, their learned mix, static vectors, random weights, and a fine-tuned model.
+"""All contestants in each task: layers, their learned mix, static vectors, random weights, and a fine-tuned model.
 
-All are linear on what they are given: of a token its vector, of a sentence the mean of its tokens'. A figure is the
-mean over several seeds; its interval is by resampling seeds and test sentences, which are the larger part of it.
+All are linear in what they are given: a token's vector, or for a sentence the mean of its tokens'. A figure is the mean
+over several seeds; its interval is by resampling seeds and test sentences, which contribute most of it.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ STATIC, RANDOM, LAYERS, TUNED = "static", "random", "layers", "tuned"
 
 
 class Participant(NamedTuple):
-    """Who takes part, and one run of theirs: a seed to what is right on the test's labels [N], and a note."""
+    """A contestant's name, and one run: from a seed to what is right on the test's labels [N], and a note."""
 
     name: str
     run: Callable[[int], tuple[Float64, str]]
 
 
 def participants(task: Task, settings: Settings, folder: Path) -> Iterator[Participant]:
-    """Everybody that the settings ask for."""
+    """Yield all participants that the settings ask for."""
     found = models(settings)
     if STATIC in settings.contestants and settings.corpus is not None:
         static = word_vectors(settings.corpus)
@@ -63,7 +63,7 @@ def participants(task: Task, settings: Settings, folder: Path) -> Iterator[Parti
 
 
 def _frozen(name: str, embed: Embed, task: Task, layers: dict[str, int | None]) -> Iterator[Participant]:
-    """Of one who embeds: of a layer each, or of all."""
+    """Yield participants from one embedder: with one layer each, or with all."""
     vectors = [task.features(embed, samples) for samples in task.parts]
     classes = [task.numbers(samples) for samples in task.parts]
 
@@ -85,7 +85,7 @@ def _tuned(folder: Path, task: Task, seed: int) -> tuple[Float64, str]:
 
 
 def measure(name: str, settings: Settings) -> Iterator[list[Row]]:
-    """A row for everybody in one task, as they come."""
+    """Yield a row for every participant in one task, as they come."""
     task = load_task(name, settings)
     lengths = np.array([len(sample.labels) for sample in task.test])
     about = f"{name}: {len(task.train):,} sentences to learn from, {len(task.test):,} to be judged by"
@@ -101,7 +101,7 @@ def measure(name: str, settings: Settings) -> Iterator[list[Row]]:
 
 
 def command(settings: Settings, console: Console) -> int:
-    """Measure; the exit status."""
+    """Measure; return the exit status."""
     if not settings.models:
         raise FlashElmoError("--models: expected folders of trained models, found none")
     jobs = (Job("downstream", "", name, partial(measure, name, settings)) for name in settings.sections)

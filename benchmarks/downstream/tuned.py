@@ -1,6 +1,6 @@
 """The language model fine-tuned with a task through `Elmo(requires_grad=True)`.
 
-It goes back to weights (`Elmo.to_model`), and the engine that embeds with them is what the task is judged by.
+It is converted back to weights (`Elmo.to_model`), and the task is judged with the engine embedding with them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Tuned(torch.nn.Module):
         self.output = torch.nn.Linear(self.elmo.get_output_dim(), len(task.classes))
 
     def forward(self, samples: list[Sample]) -> Tensor:
-        """The classes' logits [N, classes] of all tokens, or of the sentences."""
+        """Return the classes' logits [N, classes] for all tokens, or for the sentences."""
         device = self.output.weight.device
         found = self.elmo(self.elmo.batch_to_ids([sample.tokens for sample in samples]).to(device))
         vectors, mask = found["elmo_representations"][0], found["mask"]
@@ -51,7 +51,7 @@ class Tuned(torch.nn.Module):
         return logits
 
     def right(self, samples: list[Sample]) -> Float64:
-        """1 where it is right, else 0, with the weights in the engine [N]."""
+        """Return 1 where it is right, else 0, with the weights in the engine [N]."""
         mix: Any = self.elmo.get_submodule("scalar_mix_0")
         weights = mix.gamma.detach() * torch.cat([each.detach() for each in mix.scalar_parameters]).softmax(dim=0)
         embedder = ElmoEmbedder(self.elmo.to_model(), device="cpu", precision="fp32")
@@ -62,13 +62,13 @@ class Tuned(torch.nn.Module):
 
 
 def _one_layer(embedder: ElmoEmbedder, sentences: Any, mix: Tensor) -> Any:
-    """The mix of the layers, as a single one [1, T, 2P]."""
+    """Return the mix of the layers as a single one [1, T, 2P]."""
     found: list[Float32] = [vectors[None] for vectors in embedder.embed(sentences, mix=mix.tolist())]
     return iter(found)
 
 
 def learn(folder: Path, task: Task, seed: int, epochs: int = EPOCHS) -> Tuned:
-    """Model and task, learned together, as after the epoch that was best on `dev`; on a card where there is one."""
+    """Train model and task together, keeping the epoch that was best on `dev`; on a card if there is one."""
     torch.manual_seed(seed)
     model = Tuned(folder, task).to("cuda" if torch.cuda.is_available() else "cpu")
     own = {id(parameter) for parameter in model.elmo.bilm.parameters()}
@@ -92,7 +92,7 @@ def learn(folder: Path, task: Task, seed: int, epochs: int = EPOCHS) -> Tuned:
 
 
 def batches(samples: list[Sample], order: list[int]) -> list[list[Sample]]:
-    """Batches in this order, sentences of like length together where they are near each other in it."""
+    """Return batches in this order, grouping nearby sentences of similar length."""
     result = []
     for start in range(0, len(order), POOL * BATCH):
         pool = sorted(order[start : start + POOL * BATCH], key=lambda place: len(samples[place].tokens))

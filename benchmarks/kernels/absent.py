@@ -1,6 +1,6 @@
-"""A card that is absent: its driver says yes to everything, so that all but its work is done.
+"""An absent card: its driver accepts everything, so that all is done except the card's work.
 
-Kernels are compiled for sm_90 and launched, by Triton's own launchers and by ours, with tensors in the host's memory.
+Kernels are compiled for sm_90 and launched, by Triton's own launchers and by ours, with tensors in host memory.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ LIBRARY = "libcuda.so.1"
 
 
 class Driver:
-    """As Triton's."""
+    """Stands in for Triton's driver."""
 
     def __init__(self) -> None:
         self.utils, self.launcher_cls = CudaUtils(), CudaLauncher
 
     def get_current_device(self) -> int:
-        """Its number."""
+        """Return the device's number."""
         return 0
 
     def get_current_stream(self, device: int) -> int:
-        """An address that is none."""
+        """Return a dummy address."""
         return 1000 + device
 
     def get_current_target(self) -> GPUTarget:
-        """What is compiled for."""
+        """Return what to compile for."""
         return GPUTarget("cuda", 90, 32)
 
 
 class Guard:
-    """As `torch.cuda.device`."""
+    """Stands in for `torch.cuda.device`."""
 
     current = 0
 
@@ -63,7 +63,7 @@ class Guard:
 
 
 def pretend(folder: Path) -> ctypes.CDLL:
-    """From now on this process has an H200 that does nothing; its driver, which is built in a folder.
+    """Give this process an H200 that does nothing from now on; return its driver, built in a folder.
 
     Raises:
         FlashElmoError: there is no C compiler, or it fails.
@@ -81,13 +81,13 @@ def pretend(folder: Path) -> ctypes.CDLL:
 
 
 def _replay_nothing(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """A graph's replay, which launches nothing."""
+    """Return a graph's replay that launches nothing."""
     out = run()
     return lambda: out
 
 
 def build(folder: Path) -> Path:
-    """The driver's library.
+    """Build the driver's library, and return its path.
 
     Raises:
         FlashElmoError: there is no C compiler, or it fails.

@@ -1,4 +1,4 @@
-/* Stands for libcuda.so.1 where there is no card: Triton's own launchers run, and what they launch is kept. */
+/* Stands in for libcuda.so.1 where there is no card: Triton's own launchers run, and their launches are recorded. */
 #include <cuda.h>
 #include <string.h>
 
@@ -8,7 +8,7 @@
 struct {
     unsigned long long launches, stream, function, attributes, threads, shared, grid[3], parameters[MOST];
 } launched;
-int n_parameters; /* to keep of each launch, scratch memory not included; the first 4 bytes of each */
+int n_parameters; /* to record of each launch, without scratch memory; the first 4 bytes of each */
 
 CALL(cuLaunchKernelEx, const CUlaunchConfig *config, CUfunction function, void **parameters, void **extra) {
     launched.launches++;
@@ -26,7 +26,7 @@ CALL(cuLaunchKernelEx, const CUlaunchConfig *config, CUfunction function, void *
     return CUDA_SUCCESS;
 }
 
-/* Of a descriptor only the tensor's address is kept. */
+/* Of a descriptor only the tensor's address is recorded. */
 CALL(cuTensorMapEncodeTiled, CUtensorMap *map, CUtensorMapDataType type, cuuint32_t rank, void *address,
      const cuuint64_t *sizes, const cuuint64_t *strides, const cuuint32_t *box, const cuuint32_t *steps,
      CUtensorMapInterleave interleave, CUtensorMapSwizzle swizzle, CUtensorMapL2promotion promotion,
@@ -42,7 +42,7 @@ CALL(cuPointerGetAttribute, void *found, CUpointer_attribute attribute, CUdevice
 }
 
 CALL(cuDeviceGetAttribute, int *found, CUdevice_attribute attribute, CUdevice device) {
-    *found = 227 << 10; /* bytes of shared memory that a program may have, and enough of all else */
+    *found = 227 << 10; /* bytes of shared memory that a program may have; large enough for everything else */
     return CUDA_SUCCESS;
 }
 

@@ -1,10 +1,11 @@
-"""A card's limits, as measured in the run that uses it; what GPU kernels must do at least, and how long that takes.
+"""A card's limits, as measured in the run that uses it; what GPU kernels must at least do, and how long that takes.
 
     time = max(operations / matrix peak, bytes / memory bandwidth, bytes / L2 bandwidth)
 
-Inputs and outputs come from and go to memory once. Weights, which every call reads again, stay in the L2 cache where
-they fill at most half of it, and are streamed from memory otherwise; an LSTM's states, written a step ago, are there
-still. Launches cost nothing. That is a perfect kernel's time; a measurement far from it has a cause worth finding.
+Inputs and outputs are read from and written to memory once. Weights, which every call reads again, stay in the L2 cache
+if they fill at most half of it, and are otherwise streamed from memory; an LSTM's states, written one step ago, are
+still there. Launches cost nothing. This is a perfect kernel's time; if a measurement is far from it, the cause is worth
+finding.
 
 Letters: D directions (2), C cells, P projection, F filters, n rows of a step (in each direction), words or nodes.
 """
@@ -30,9 +31,9 @@ from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.precision import PRECISIONS
 from flashelmo.kernels.tuning import EXCHANGED_ROWS
 
-CARD = "card"  # in place of the model where a row is of none
+CARD = "card"  # instead of the model, for rows that do not depend on one
 RUN_OPTIONS = ("out", "models", "rounds", "seed", "limit_seconds", "commit")  # of every run on a card
-# What is measured of a card -> the limit that it is; fp16's products are as fast as bf16's.
+# What is measured of a card -> its limit; fp16's products are as fast as bf16's.
 LIMITS = {
     "torch.mm bf16": "half",
     "torch.mm fp32": "fp32",
@@ -45,11 +46,11 @@ SCALES = {"TFLOP/s": 1e12, "GB/s": 1e9}
 
 @dataclass(frozen=True)
 class Card:
-    """What a GPU can do at best; what was not measured limits nothing.
+    """What a GPU can do at best; what was not measured is no limit.
 
     Attributes:
-        half, tf32, fp32: floating-point operations a second of dense products of 16 bits, in TF32, and by FFMA.
-        memory, l2: bytes a second.
+        half, tf32, fp32: floating-point operations per second of dense products of 16 bits, in TF32, and with FFMA.
+        memory, l2: bytes per second.
         l2_bytes: size of the L2 cache.
     """
 
@@ -61,21 +62,21 @@ class Card:
     l2_bytes: float = 0
 
     def peak(self, precision: str) -> float:
-        """Operations a second in a precision; 8-bit products are counted as 16-bit ones, which take twice as long."""
+        """Return operations per second in a precision; 8-bit products count as 16-bit ones, twice as slow."""
         if precision in ("fp32", "tf32"):
             return self.fp32 if precision == "fp32" else self.tf32
         return self.half
 
     @classmethod
     def of(cls, results: Results, rows: Iterable[Row] | None = None) -> Card:
-        """The card of some results, by their ceilings, or by those among some rows."""
+        """Return the card of some results, from their ceilings, or from those among the given rows."""
         found = [row for row in (results.rows if rows is None else rows) if row.section == "ceiling" and row.median]
         limits = {LIMITS[row.name]: SCALES[row.unit] * (row.median or inf) for row in found if row.name in LIMITS}
         return cls(l2_bytes=results.machine["gpu"]["l2_bytes"], **limits)
 
 
 class Device(NamedTuple):
-    """Where a run computes: what `ElmoEmbedder` is told, as "cuda", and PyTorch's name of the same, as "cuda:0"."""
+    """Where a run computes: the device given to `ElmoEmbedder`, such as "cuda", and PyTorch's name, as "cuda:0"."""
 
     engine: str
     torch: str
@@ -86,12 +87,12 @@ class Device(NamedTuple):
         return self.torch.startswith("cuda")
 
     def synchronize(self) -> None:
-        """Wait until the device has done what was queued; also raises what went wrong there."""
+        """Wait until the device has done what was queued; raise its errors."""
         if self.is_cuda:
             torch.cuda.synchronize(self.torch)
 
     def is_lost(self) -> bool:
-        """Whether work on the device no longer ends well: some errors of a kernel end its process's CUDA context."""
+        """Whether the device can no longer work: some kernel errors end the process's CUDA context."""
         try:
             self.synchronize()
         except Exception:
@@ -99,13 +100,13 @@ class Device(NamedTuple):
         return False
 
     def free_memory(self) -> None:
-        """Give memory back that nobody uses."""
+        """Return unused memory to the device."""
         if self.is_cuda:
             torch.cuda.empty_cache()
 
 
 def begin(settings: Settings) -> tuple[Settings, Device, Results]:
-    """The current CUDA device, results without rows, and the settings as they suit it.
+    """Return the settings adapted to the current CUDA device, that device, and results without rows.
 
     Raises:
         FlashElmoError: there is no device.
@@ -125,24 +126,24 @@ def begin(settings: Settings) -> tuple[Settings, Device, Results]:
 
 
 D = 2
-KEPT = 0.5  # of the L2 cache: what is read again and again and fills no more stays there
+KEPT = 0.5  # of the L2 cache: what is read repeatedly and fills no more stays there
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 
 
 def value_bytes(precision: str) -> int:
-    """Of a word vector's or a state's number on a card."""
+    """Return the bytes of a number in a word vector or state on a card."""
     return BYTES[PRECISIONS[precision].on("cuda").dtype]
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a kernel, or some that follow each other, must do.
+    """What a kernel, or several in succession, must do.
 
     Attributes:
-        operations: floating-point operations, a multiplication and an addition being two.
-        streamed: bytes of inputs and outputs, which come from memory and go there.
+        operations: floating-point operations; a multiplication and an addition are two.
+        streamed: bytes of inputs and outputs, which are read from or written to memory.
         weights: bytes that every call reads again.
-        states: bytes written or read that the next or the last step reads or wrote.
+        states: bytes written for the next step or read from the previous one.
     """
 
     operations: float = 0
@@ -151,11 +152,11 @@ class Cost:
     states: float = 0
 
     def __add__(self, other: Cost) -> Cost:
-        """Both, one after the other."""
+        """Return the cost of both, one after the other."""
         return Cost(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
 
     def parts(self, card: Card, precision: str) -> dict[str, float]:
-        """Microseconds that the matrix units, the memory and the L2 cache take."""
+        """Return the microseconds that the matrix units, the memory and the L2 cache take."""
         kept = self.weights <= KEPT * card.l2_bytes
         return {
             "matrix": 1e6 * self.operations / card.peak(precision),
@@ -164,18 +165,18 @@ class Cost:
         }
 
     def microseconds(self, card: Card, precision: str) -> float:
-        """The longest of them."""
+        """Return the longest of these."""
         return max(self.parts(card, precision).values())
 
 
 def product(shape: tuple[int, int, int, int], width: int, streamed: float, states: float = 0, bias: int = 0) -> Cost:
-    """Of matrices [inputs, columns] of numbers of so many bytes, each times [rows, inputs]."""
+    """Return the cost of matrices [inputs, columns], with `width` bytes per number, each times [rows, inputs]."""
     matrices, rows, inputs, columns = shape
     return Cost(matrices * 2 * rows * inputs * columns, streamed, matrices * columns * (inputs * width + bias), states)
 
 
 def gates(config: ElmoConfig, rows: int, precision: str, way: str) -> Cost:
-    """The gates and cells of one step, both directions.
+    """Return the cost of the gates and cells of one step, both directions.
 
     Args:
         way: "fused" (the input is multiplied with the recurrent state, as in 8 bits) or "hoisted" (beforehand).
@@ -188,21 +189,21 @@ def gates(config: ElmoConfig, rows: int, precision: str, way: str) -> Cost:
 
 
 def projection(config: ElmoConfig, rows: int, precision: str) -> Cost:
-    """The projection of one step, both directions, without skip connection."""
+    """Return the cost of the projection of one step, both directions, without skip connection."""
     C, P, width = config.cell_size, config.projection_size, value_bytes(precision)
     return product((D, rows, C, P), width, 0, D * rows * (C + P) * width)
 
 
 def step(config: ElmoConfig, rows: int, precision: str, way: str) -> Cost:
-    """One step of both directions: "fused" or "hoisted"."""
+    """Return the cost of one step of both directions: "fused" or "hoisted"."""
     return gates(config, rows, precision, way) + projection(config, rows, precision)
 
 
 def characters(config: ElmoConfig, lengths: Iterable[int], precision: str) -> Cost:
-    """Character features of words of so many characters with begin and end, multiplied where their characters are."""
+    """Return the cost of character features of words of these lengths, with begin and end; padding costs nothing."""
     M, E, width, lengths = config.max_characters, config.character_size, value_bytes(precision), list(lengths)
     windows = sum(
-        w * number * sum(min(length, M - w + 1) for length in lengths)  # one begins at each character, if it fits
+        w * number * sum(min(length, M - w + 1) for length in lengths)  # a window begins at each character, if it fits
         for w, number in config.filters
     )
     weights = sum(w * number for w, number in config.filters) * E * width + config.n_characters * E * width
@@ -210,13 +211,13 @@ def characters(config: ElmoConfig, lengths: Iterable[int], precision: str) -> Co
 
 
 def highway(config: ElmoConfig, words: int, precision: str) -> Cost:
-    """One highway layer: transform and gate."""
+    """Return the cost of one highway layer: transform and gate."""
     F, width = config.n_filters, value_bytes(precision)
     return product((1, words, F, 2 * F), width, 2 * words * F * width, bias=4)
 
 
 def final_projection(config: ElmoConfig, words: int, precision: str) -> Cost:
-    """The characters' projection to a word vector."""
+    """Return the cost of the characters' projection to a word vector."""
     F, P, width = config.n_filters, config.projection_size, value_bytes(precision)
     return product((1, words, F, P), width, words * (F + P) * width, bias=4)
 
@@ -227,11 +228,11 @@ def final_projection(config: ElmoConfig, words: int, precision: str) -> Cost:
 def ceilings(
     config: ElmoConfig, workload: Workload, card: Card, precision: str, words_known: bool = False
 ) -> tuple[float | None, float | None]:
-    """Tokens a second at best, of the LSTM alone, and with the distinct words' vectors; known ones cost nothing.
+    """Return the best possible tokens per second, of the LSTM alone, and including vectors of distinct unknown words.
 
-    Every depth of the sentences is a step of as many rows as there are sentences so long. Recurrent weights are read
-    again in each, but once a layer for all that `persistent` may do; input weights once a layer. Nothing is shared
-    between sentences, so that sharing can take a figure above its ceiling.
+    Every depth of the sentences is a step with as many rows as there are sentences that long. Recurrent weights are
+    read again in each, but only once per layer if `persistent` may do all; input weights once per layer. Nothing is
+    shared between sentences, so sharing can take a figure above its ceiling.
     """
     by_length = Counter(map(len, workload.sentences))
     rows = Counter(accumulate(by_length[length] for length in range(max(by_length, default=0), 0, -1)))
@@ -252,15 +253,15 @@ def ceilings(
 
 
 def lstm_step(config: ElmoConfig, rows: int, precision: str) -> Cost:
-    """All operations of one step of both directions, but of weights the recurrent ones and the projection's alone."""
+    """Return the cost of one step of both directions, counting only the weights that are read again in every step."""
     whole, recurrent = (step(config, rows, precision, way) for way in ("fused", "hoisted"))
     return replace(whole, weights=recurrent.weights)
 
 
 def suited_tokens(config: ElmoConfig, card: Card, most: int, precision: str) -> int:
-    """Tokens of bulk text that take the card about a second at half its peak: a power of two, `most` at most.
+    """Return tokens of bulk text that take the card about a second at half its peak: a power of two, at most `most`.
 
-    At least a 64th of `most`, so that a slow card has whole windows too.
+    It is at least a 64th of `most`, so that a slow card has whole windows too.
     """
     wanted = min(0.5 * card.peak(precision) / config.lstm_flops_per_token, most)
     return max(1, most // 64, min(most, 1 << int(max(wanted, 1)).bit_length() - 1))

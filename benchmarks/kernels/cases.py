@@ -1,8 +1,8 @@
-"""The table of kernels: how each is launched, which sizes it depends on, and what of it is compiled, checked and timed.
+"""The table of kernels: how each is launched, which sizes it depends on, and what is compiled, checked and timed.
 
-A kernel's problem (`problems.py`, `lstm.py`) has its reference, bytes and operations. What is compiled (`benchmarks
-resources`), with every tile and at every published size, is on tensors that take no memory, by the public launchers, so
-that it is what runs. A new kernel needs its problem and a line in `KERNELS`.
+A kernel's problem (`problems.py`, `lstm.py`) has its reference, bytes and operations. Compilation (`benchmarks
+resources`), with every tile and at every published size, uses tensors that take no memory and the public launchers, so
+that what is compiled is what runs. A new kernel needs its problem and a line in `KERNELS`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from flashelmo.kernels.tuning import ANY, HOPPER_TILES, TILES, TMA_TILES, Tile
 
 MANY = 4096  # rows, where a tile is for any number
 TARGETS = (75, 80, 90, 100, 120)
-MATRIX_TARGETS = TARGETS[1:]  # with the matrix instructions that Triton uses; on 75 there is float32 alone
+MATRIX_TARGETS = TARGETS[1:]  # with the matrix instructions that Triton uses; 75 only has float32
 FEW_TARGETS = (90,)  # for what compiles much like something else
 
 ORIGINAL = preset_config("original")
@@ -38,12 +38,12 @@ OTHER_SIZES = (
     preset_config("small"),
     preset_config("medium"),
     replace(ORIGINAL, cell_size=2048),
-    replace(  # fits no block
+    replace(  # does not fill blocks
         ORIGINAL, cell_size=20, projection_size=12, filters=((1, 3), (2, 4), (3, 5)), character_size=3
     ),
 )
 
-# Makes a launch, or the problem that has it, from sizes, number of rows and a maker without memory.
+# Makes a launch, or the problem that contains it, from sizes, number of rows and a maker without memory.
 Build = Callable[..., Launch | Problem]
 
 
@@ -51,13 +51,13 @@ class Kernel(NamedTuple):
     """How a kernel is launched and for what it is compiled.
 
     Attributes:
-        name: its name, and what it is given where that makes another kernel of it.
+        name: its name, with any arguments that make it a different kernel.
         operations: those of TILES whose tiles one launch chooses, by the same rows.
         letters: the sizes that it depends on: of cells, projection, character features, character embedding.
         full, few: precisions that every entry of its tables is compiled in, for all of `targets` and for few: fp16,
-            which compiles as bf16 does, always for few, and fp32 for sm_75 too.
-        hopper, sizes: compile its entry of HOPPER_TILES, and each other size that differs for it.
-        of: what it has so many of, "words" or "nodes", where it is also checked and timed by itself.
+            which compiles as bf16 does, always for few, and fp32 also for sm_75.
+        hopper, sizes: whether to compile its entry of HOPPER_TILES, and each other size that differs for it.
+        of: what its n counts, "words" or "nodes", if it is also checked and timed by itself.
     """
 
     name: str
@@ -74,19 +74,19 @@ class Kernel(NamedTuple):
 
     @property
     def precisions(self) -> tuple[str, ...]:
-        """That it is checked and timed in: where there is a product, in all."""
+        """The precisions in which it is checked and timed: all, if it has a product."""
         return EXACT if self.operations else (*self.full, *self.few)
 
     def problem(self, config: ElmoConfig, n: int, make: Maker) -> Problem:
-        """Of one that is checked by itself."""
+        """Return the problem of a kernel that is checked by itself."""
         found = self.build(config, n, make)
         assert isinstance(found, Problem)
         return found
 
 
 class Case(NamedTuple):
-    """One compilation for each target: of a kernel in a precision, a size as "C 4096, P 512", and entries of TILES as
-    "gates/half/16" (up to 16 rows).
+    """One compilation for each target: of a kernel in a precision, a size such as "C 4096, P 512", and entries of TILES
+    such as "gates/half/16" (up to 16 rows).
     """
 
     kernel: str
@@ -108,9 +108,9 @@ def lstm_step(
     fixed: int = 0,
     by_word: bool = False,
 ) -> Launch:
-    """One depth's launch of a kernel of the LSTM, or its input part's, which may be that of words.
+    """Return one depth's launch of a kernel of the LSTM, or that of its input part, possibly by word.
 
-    It is at a fixed number of rows where no table says which it is for.
+    `fixed` is the number of rows if no table says which number it is for.
     """
     problem = LstmProblem(LstmLayer(config, make.device), ((fixed or rows,),) * D, skip)
     run = problem.run(make.precision)
@@ -121,20 +121,20 @@ def lstm_step(
 
 
 def halved_splits(config: ElmoConfig, rows: int, make: Maker) -> Launch:
-    """The projection of 128 rows on sm_100: that of 64 with half of the splits."""
+    """Return the projection of 128 rows on sm_100: that of 64 with half the splits."""
     launch = lstm_step("hopper_projection", "tma", config, rows, make, skip=True, fixed=64)
     return with_tile(lambda: launch, launch.arguments["TILE"]._replace(splits=2))
 
 
 def embedding(config: ElmoConfig, words: int, make: Maker) -> Launch:
-    """What runs before the convolutions."""
+    """Return what runs before the convolutions."""
     first = problems.characters(config, words, make).first
     assert first is not None
     return first
 
 
 def lstm(name: str, kernel: str, way: str, rows: int, targets: tuple[int, ...], sizes: bool) -> Kernel:
-    """A kernel of a variant for some cards, at a number of rows that decides how it is compiled."""
+    """Return a variant's kernel for some cards, at a number of rows that decides how it is compiled."""
     build = partial(lstm_step, kernel, way, skip=True, fixed=rows)
     if way.startswith("int8"):
         return Kernel(name, (), "CP", build, INT8, targets=targets)
@@ -143,7 +143,7 @@ def lstm(name: str, kernel: str, way: str, rows: int, targets: tuple[int, ...], 
 
 EXACT, BF16, INT8 = ("bf16", "fp16", "fp32", "tf32"), ("bf16",), ("int8",)
 GATES, PROJECTION, LINEAR = ("gates",), ("projection",), ("linear",)
-HOPPER, BULK_COPIES = (90,), (90, 100)  # which the Gluon variants serve, and those by TMA in plain Triton
+HOPPER, BULK_COPIES = (90,), (90, 100)  # served by the Gluon variants, and by those with TMA in plain Triton
 fused, hoisted = partial(lstm_step, "gates", "fused"), partial(lstm_step, "gates", "hoisted")
 by_word = partial(hoisted, by_word=True)
 projection = partial(lstm_step, "projection", "fused")
@@ -210,7 +210,7 @@ KERNELS = (
 
 
 def kind_of(precision: str, operation: str = "") -> str:
-    """The kind of an operation's product in `kernels.tuning.TILES`."""
+    """Return the kind of an operation's product in `kernels.tuning.TILES`."""
     arithmetic = PRECISIONS[precision].on("cuda")
     if arithmetic.lstm_weights == "int8" and operation == "gates":
         return "int8"
@@ -219,7 +219,7 @@ def kind_of(precision: str, operation: str = "") -> str:
 
 @cache
 def cases() -> list[Case]:
-    """Every kernel with every entry of TILES at the original size, and once at each other size that differs for it."""
+    """Return every kernel with every entry of TILES at the original size, and once at each other relevant size."""
     return [case for kernel in KERNELS for case in (*_entries(kernel), *_hopper(kernel), *_sizes(kernel))]
 
 
@@ -241,7 +241,7 @@ def _hopper(kernel: Kernel) -> Iterator[Case]:
 
 
 def _sizes(kernel: Kernel) -> Iterator[Case]:
-    """A case of many rows for each other size that differs from all before in what the kernel depends on."""
+    """Yield a case of many rows for each other size that differs from all before in what the kernel depends on."""
     rows, entries = rows_and_entries(kernel.operations, kind_of("bf16"))[-1]
     seen = {described(ORIGINAL, kernel.letters)}
     for config in OTHER_SIZES if kernel.sizes else ():
@@ -263,13 +263,13 @@ def _case(
 
 
 def with_tile(build: Callable[[], Launch], tile: Tile) -> Launch:
-    """A launch as it would be compiled with this tile."""
+    """Return a launch as it would be compiled with this tile."""
     launch = build()
     return replace(launch, arguments={**launch.arguments, "TILE": tile}, options=tile.options)
 
 
 def rows_and_entries(operations: Sequence[str], kind: str) -> list[tuple[int, tuple[str, ...]]]:
-    """Numbers of rows that choose every entry once, fewest first, and the names of the entries they choose."""
+    """Return numbers of rows that choose every entry once, fewest first, and the names of the entries they choose."""
     tables = {operation: [most for most, _ in TILES[operation, kind]] for operation in operations}
     found = []
     for most in sorted({most for table in tables.values() for most in table} or {ANY}):
@@ -280,16 +280,16 @@ def rows_and_entries(operations: Sequence[str], kind: str) -> list[tuple[int, tu
 
 
 def entry_name(operation: str, kind: str, most: int) -> str:
-    """Of an entry of TILES, which is for up to so many rows."""
+    """Return the name of an entry of TILES, which is for up to `most` rows."""
     return f"{operation}/{kind}/{'any' if most == ANY else most}"
 
 
 def hopper_entry_name(operation: str, kind: str) -> str:
-    """Of an entry of HOPPER_TILES, which is from so many rows on."""
+    """Return the name of an entry of HOPPER_TILES, which is from some number of rows on."""
     return f"{operation}/{kind}/sm_90 from {HOPPER_TILES[operation, kind][0]}"
 
 
 def described(config: ElmoConfig, letters: str) -> str:
-    """Some of its sizes, as "C 4096, P 512"."""
+    """Return some of its sizes as text, such as "C 4096, P 512"."""
     sizes = dict(C=config.cell_size, P=config.projection_size, F=config.n_filters, E=config.character_size)
     return ", ".join(f"{letter} {sizes[letter]}" for letter in letters)

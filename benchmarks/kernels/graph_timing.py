@@ -1,8 +1,8 @@
-"""Work on a GPU as contestants: captured in CUDA graphs and replayed; and what limits it, measured the same way.
+"""Work on a GPU as contestants: captured in CUDA graphs and replayed; and its limits, measured the same way.
 
-A task's inputs and weights stay where they are from call to call, and the L2 cache keeps what it can of them: an LSTM
-reads the same weights in every step, and highways and products the same ones for every batch of words, so that a warm
-cache is how they run in use. Inputs are random numbers: on zeros a matrix product runs faster than on any real data.
+A task's inputs and weights stay in place from call to call, and the L2 cache keeps what it can of them: an LSTM reads
+the same weights in every step, and highways and products the same ones for every batch of words, so that a warm cache
+is how they run in use. Inputs are random numbers: on zeros a matrix product is faster than on real data.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from flashelmo.benchmarks.kernels.problems import dtype_of, library_product
 from flashelmo.benchmarks.results import Row
 from flashelmo.benchmarks.settings import Settings
 
-RUNS = 50  # captured in one graph, so that launching it costs little beside them
+RUNS = 50  # captured in one graph, so that launching it costs little in comparison
 WARM_UPS = 3
 
 
@@ -29,9 +29,9 @@ class TimedTask(NamedTuple):
     """Something to time.
 
     Attributes:
-        name: who it is; the last word of one with a cost is the precision.
-        run: queues the work on the current stream and returns; whatever it compiles, it has compiled in its first call.
-        calls: how often the work is done in one run, as times are those of a call; or its amount in a speed's unit.
+        name: who it is; if it has a cost, the last word is the precision.
+        run: queues the work on the current stream and returns; its first call compiles everything.
+        calls: how often the work is done in one run, as times are per call; or its amount in a speed's unit.
         cost: of one call, for the ceiling; None for a peer.
         peer: name of the task in the same group that does the same by other means.
     """
@@ -46,7 +46,7 @@ class TimedTask(NamedTuple):
 def time_tasks(
     row: Row, tasks: Sequence[TimedTask], settings: Settings, device: Device, card: Card, runs: int = RUNS
 ) -> list[Row]:
-    """A row for each task, in turns, with its ceiling and how many times as fast as its peer it is.
+    """Return a row for each task, timed in turns, with its ceiling and its speed relative to its peer.
 
     Args:
         runs: captured in one graph on a card.
@@ -70,7 +70,7 @@ def _ceiling(cost: Cost, card: Card, precision: str) -> tuple[float, None]:
 
 
 def graph_way(run: Callable[[], object], runs: int, device: Device) -> Way:
-    """So many runs as one piece of work."""
+    """Return this many runs as one piece of work."""
     for _ in range(WARM_UPS if device.is_cuda else 0):
         run()
     device.synchronize()
@@ -79,7 +79,7 @@ def graph_way(run: Callable[[], object], runs: int, device: Device) -> Way:
 
 
 def captured(run: Callable[[], object], runs: int) -> Callable[[], object]:
-    """Replays what so many runs queue; `torch.cuda.graph` would collect garbage each time, which takes longer."""
+    """Return a replay of what these runs queue; `torch.cuda.graph` would collect garbage each time, which is slower."""
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -88,7 +88,7 @@ def captured(run: Callable[[], object], runs: int) -> Callable[[], object]:
             for _ in range(runs):
                 run()
         except BaseException:
-            with suppress(Exception):  # the end of a failed capture fails too, and says less
+            with suppress(Exception):  # ending a failed capture fails too, with a worse message
                 graph.capture_end()
             raise
         graph.capture_end()
@@ -100,8 +100,8 @@ def captured(run: Callable[[], object], runs: int) -> Callable[[], object]:
 
 
 def measure_ceilings(settings: Settings, device: Device) -> list[Row]:
-    """A row for each limit, in TFLOP/s or GB/s: square products, a copy far larger than any cache, and one that the L2
-    cache holds.
+    """Return a row for each limit, in TFLOP/s or GB/s: square products, a copy far larger than any cache, and one that
+    fits in the L2 cache.
     """
     n, rows = settings.peak_size, list[Row]()
     sizes = {"copy": settings.copy_bytes, "copy in L2": settings.l2_copy_bytes}

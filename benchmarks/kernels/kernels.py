@@ -1,9 +1,9 @@
-"""Every GPU kernel of a model on a device: correct first, then how fast, beside its limits and cuBLAS.
+"""Every GPU kernel of a model on a device: checked first, then timed, compared with its limits and cuBLAS.
 
-All work on random tensors of the model's sizes. Beside each time stand what the card's limits allow (`card.py`) and
-the library's bare products at the same shapes. An LSTM's steps are chains over forests of equal depths with random
-parents, of two layers in turn, so that no layer's weights stay in the L2 cache for ever. Hoisted steps leave the
-input's product out; it is timed by itself, as "input".
+All work on random tensors of the model's sizes. Each time is accompanied by what the card's limits allow (`card.py`)
+and the library's bare products at the same shapes. An LSTM's steps are chains over forests of equal depths with random
+parents, of two layers in turn, so that no layer's weights stay in the L2 cache for ever. Hoisted steps leave out the
+input's product, which is timed separately, as "input".
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from flashelmo.kernels.tuning import ANY, Tile
 ROWS = (512, 32, 1, 16, 64, 128, 256, 1024)  # the most valuable first
 DEPTHS = 8  # of a layer before the other's turn
 SIZES = (63, 1003)  # that kernels are checked at without being timed
-MOST_CHECKED = 2051  # what is timed on more is checked on so many, as the reference runs on the host
+MOST_CHECKED = 2051  # larger timed sizes are checked at this one, as the reference runs on the host
 OTHERS = ("fp16", "fp32", "tf32")  # precisions that steps are timed in at few sizes
 
 
@@ -44,11 +44,11 @@ class Kernels:
     """A model's kernels on a device.
 
     Each is compared with its reference in float64, and timed if that is right: inputs are fresh random numbers, outputs
-    are filled with NaN beforehand. An error is ||out - reference|| / ||reference||, where the
-    reference has the unrounded weights and the inputs as the kernel gets them; the bounds are those of whole vectors.
+    are filled with NaN beforehand. An error is ||out - reference|| / ||reference||, where the reference has the
+    unrounded weights and the inputs as the kernel gets them; the bounds are those of whole vectors.
 
     Args:
-        card: tells the card with the limits that have been measured.
+        card: returns the card with the limits measured so far.
         depths: of a layer's chain.
     """
 
@@ -60,7 +60,7 @@ class Kernels:
         self._precisions = [each for each in settings.precisions if each != "int8"]
 
     def jobs(self) -> Iterator[Job]:
-        """The ceilings, and what is timed, the most valuable first."""
+        """Yield the ceilings, and what is timed, the most valuable first."""
         settings = self.settings
         yield Job("ceiling", CARD, "", partial(measure_ceilings, settings, self.device))
         for n in settings.rows:
@@ -71,13 +71,13 @@ class Kernels:
 
     @property
     def _kernels(self) -> list[Kernel]:
-        """Those that are checked and timed by themselves."""
+        """Return those that are checked and timed by themselves."""
         return [each for each in KERNELS if each.of == "nodes" or (each.of and self.config.filters)]
 
     # ---------------------------------------------------------------------------------------------------------- checks
 
     def check_jobs(self) -> Iterator[Job]:
-        """Kernels other than the LSTM's at some sizes, without timing them."""
+        """Yield checks, without timing, of kernels other than the LSTM's at some sizes."""
         for kernel, precision in product(self._kernels, self._precisions):
             if precision in kernel.precisions:
                 yield Job("error", self.model, f"{kernel.name} {precision}", partial(self._checks, kernel, precision))
@@ -92,7 +92,7 @@ class Kernels:
         )
 
     def _checked(self, name: str, detail: str, error: Callable[[], float]) -> Row:
-        """The error, and what is wrong with it; a kernel that does not compile or run has failed, and others go on."""
+        """Return the error, and what is wrong with it; a kernel that cannot be compiled or run fails; others go on."""
         row = Row("error", self.model, name, "relative error", detail)
         bound = PRECISIONS[name.split()[-1]].bounds["cuda"].relative or 0.0
         try:
@@ -105,7 +105,7 @@ class Kernels:
     # -------------------------------------------------------------------------------------------------- what is timed
 
     def steps(self, n: int, precisions: Sequence[str]) -> Job:
-        """Gates, projection and step in each variant that serves so many rows; in 8 bits too beside bf16."""
+        """Return gates, projection and step in each variant that serves so many rows; in 8 bits too, beside bf16."""
         return Job("step", self.model, f"{n} rows", partial(self._steps, n, precisions))
 
     def _steps(self, n: int, precisions: Sequence[str]) -> Iterator[list[Row]]:
@@ -118,7 +118,7 @@ class Kernels:
                 checked = self._checked(name, detail, partial(ragged.error, precision, way))
                 yield [checked]
                 for section, each in self._members(problems, n, precision, way) if not checked.failed else ():
-                    sections[section].setdefault(each.name, each)  # the projection is the same in some ways
+                    sections[section].setdefault(each.name, each)  # some ways have the same projection
         yield from (self._timed(name, f"{n} rows", list(tasks.values())) for name, tasks in sections.items())
 
     @cached_property
@@ -128,7 +128,7 @@ class Kernels:
     def _members(
         self, problems: Sequence[LstmProblem], rows: int, precision: str, way: str
     ) -> Iterator[tuple[str, TimedTask]]:
-        """A variant's parts and whole, by section, each with the library's products where it has some."""
+        """Yield a variant's parts and whole, by section, each with the library's products if it has some."""
         kind, depths = kind_of_way(way), sum(problem.nodes.n_depths for problem in problems)
         steps = [launch for problem in problems for launch in problem.steps(problem.run(precision), way)]
         projections = [each for each in steps if "projection" in kernel_name(each)]
@@ -150,7 +150,7 @@ class Kernels:
                 yield section, TimedTask(peer, peers[section], len(problems))
 
     def _products(self, precision: str, kind: str, rows: int) -> dict[str, Callable[[], None]]:
-        """The library's products of a step of each layer, by section."""
+        """Return the library's products of a step of each layer, by section."""
         C, P, dtype = self.config.cell_size, self.config.projection_size, dtype_of(precision)
 
         def of(inputs: int, outputs: int) -> Callable[[], None]:
@@ -163,7 +163,7 @@ class Kernels:
         return {"gates": in_order(gates), "projection": in_order(projection), "step": in_order(both)}
 
     def _of(self, kernel: Kernel, n: int) -> Iterator[list[Row]]:
-        """One kernel in each precision that it has, each with the library's product."""
+        """Yield one kernel in each of its precisions, each with the library's product."""
         tasks, detail = list[TimedTask](), f"{n} {kernel.of}"
         for precision in (each for each in self._precisions if each in kernel.precisions):
             checked = self._check(kernel, precision, min(n, MOST_CHECKED))
@@ -177,13 +177,13 @@ class Kernels:
         yield self._timed(kernel.name, detail, tasks)
 
     def _timed(self, section: str, detail: str, tasks: Sequence[TimedTask]) -> list[Row]:
-        """A row for each task, in turns."""
+        """Return a row for each task, timed in turns."""
         row = Row(section, self.model, unit="µs", detail=detail)
         return time_tasks(row, tasks, self.settings, self.device, self._card())
 
 
 def in_order(calls: Sequence[Callable[[], object]]) -> Callable[[], None]:
-    """Calls them one after the other."""
+    """Return a function that makes the calls one after the other."""
 
     def run() -> None:
         for call in calls:
@@ -193,7 +193,7 @@ def in_order(calls: Sequence[Callable[[], object]]) -> Callable[[], None]:
 
 
 def tile_of(label: str) -> tuple[str, Tile] | None:
-    """An operation and its tile, as "gates 64x32x64 4w 4s" or "projection 128x64x64 8w 3s /8"; None without a label.
+    """Return an operation and its tile, from "gates 64x32x64 4w 4s" or "projection 128x64x64 8w 3s /8"; None if empty.
 
     Raises:
         FlashElmoError: it is something else.
@@ -208,7 +208,7 @@ def tile_of(label: str) -> tuple[str, Tile] | None:
 
 
 def use_tile(label: str) -> None:
-    """Put one tile into this process's table, for every number of rows of an operation in 16 bits."""
+    """Put one tile in this process's table, for every number of rows of an operation in 16 bits."""
     if found := tile_of(label):
         operation, tile = found
         tuning.TILES[operation, "half"] = ((ANY, tile),)

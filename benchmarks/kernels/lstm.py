@@ -27,7 +27,7 @@ from flashelmo.kernels.lstm.weights import CanonicalLstm, LstmWeights
 
 N_ROOTS = 2
 WAYS = {variant.name: variant for variant in VARIANTS}
-HOISTED = ("persistent", "few_rows")  # of those for some cards
+HOISTED = ("persistent", "few_rows")  # among those for some cards
 PORTABLE = ("hoisted", "fused")  # for every card; the others are for some
 
 
@@ -35,7 +35,7 @@ class LstmLayer:
     """One random layer; its packed weights are kept, as every schedule uses them.
 
     Args:
-        host: random numbers are made in the host's memory, for references; otherwise on the device.
+        host: make random numbers in host memory, for references; otherwise on the device.
     """
 
     def __init__(self, config: ElmoConfig, device: str, seed: int = 0, host: bool = False) -> None:
@@ -49,7 +49,7 @@ class LstmLayer:
         self._packed: dict[str, LstmWeights] = {}
 
     def weights(self, precision: str) -> LstmWeights:
-        """As the kernels read them."""
+        """Return the weights as the kernels read them."""
         if precision not in self._packed:
             int8 = PRECISIONS[precision].on("cuda").lstm_weights == "int8"
             self._packed[precision] = pack_lstm(
@@ -63,7 +63,7 @@ class LstmProblem:
 
     Args:
         rows: nodes of each depth, for each direction.
-        skip: with a skip connection.
+        skip: whether there is a skip connection.
     """
 
     def __init__(self, layer: LstmLayer, rows: Sequence[Sequence[int]], skip: bool = False) -> None:
@@ -72,12 +72,12 @@ class LstmProblem:
         on_device = {name: getattr(self._nodes, name).to(layer.device) for name in ("starts", "parents", "children")}
         self.nodes = replace(self._nodes, **on_device)
         P, C, normal = layer.config.projection_size, layer.config.cell_size, layer.make.normal
-        # Numbers that every type holds, so that one reference serves all.
+        # Numbers that every type represents exactly, so that one reference serves all.
         self._x = normal(D, self.nodes.n_nodes, P).bfloat16().float()
         self._roots = normal(D, N_ROOTS, P).bfloat16().float(), normal(D, N_ROOTS, C)
 
     def run(self, precision: str) -> LayerRun:
-        """What the launches are made of: states random, as they are in use."""
+        """Return what the launches are made of, with random states, as in use."""
         weights = self.layer.weights(precision)
         x = self._x.to(weights.device, weights.dtype)
         roots = self._roots[0].to(weights.device, weights.dtype), self._roots[1].to(weights.device)
@@ -90,11 +90,11 @@ class LstmProblem:
         return LayerRun(weights, tensors, self.nodes, LaunchOptions(PRECISIONS[precision].on("cuda").products))
 
     def launches(self, run: LayerRun, way: str) -> Iterator[Launch]:
-        """All launches of all depths in order."""
+        """Yield all launches of all depths in order."""
         return WAYS[way].launches(run, range(1, self.nodes.n_depths + 1))
 
     def steps(self, run: LayerRun, way: str) -> list[Launch]:
-        """The launches of all depths in order, without what comes before all of them, which is computed here."""
+        """Return the launches of all depths in order, without what precedes all of them, which is computed here."""
         steps = []
         for launch in self.launches(run, way):
             if "depth" in launch.arguments:
@@ -104,7 +104,7 @@ class LstmProblem:
         return steps
 
     def compute(self, precision: str, way: str) -> Tensor:
-        """Hidden states [D, N, P] of a run of all steps, after what they should write was filled with NaN."""
+        """Run all steps on tensors filled with NaN where steps should write; return hidden states [D, N, P]."""
         run = self.run(precision)
         tensors = run.tensors
         tensors.poison()
@@ -114,7 +114,7 @@ class LstmProblem:
         return hidden
 
     def error(self, precision: str, way: str) -> float:
-        """||found - expected|| / ||expected|| of all nodes' hidden states."""
+        """Return ||found - expected|| / ||expected|| over all nodes' hidden states."""
         return relative_error(self._real(self.compute(precision, way).cpu()), self._real(self.expected))
 
     @cached_property
@@ -135,28 +135,28 @@ class LstmProblem:
         return hidden
 
     def _real(self, hidden: Tensor) -> Tensor:
-        """The rows of the nodes that there are, roots excepted."""
+        """Return the rows of existing nodes, without roots."""
         return torch.cat([hidden[d, starts[1] : starts[-1]] for d, starts in enumerate(self._nodes.depths)])
 
 
 def serving(layer: LstmLayer, rows: int, precision: str) -> list[str]:
-    """The variants that serve steps of so many rows, in order of preference."""
+    """Return the variants that serve steps of so many rows, in order of preference."""
     run = LstmProblem(layer, ((rows,),) * D).run(precision)
     return [name for name, variant in WAYS.items() if variant.serves(run, rows)]
 
 
 def kind_of_way(way: str) -> str:
-    """The portable variant that does the same products: "fused", or "hoisted" where the input's are done beforehand."""
+    """Return the portable variant with the same products: "fused", or "hoisted" if the input's are done beforehand."""
     return way if way in PORTABLE else "hoisted" if way in HOISTED else "fused"
 
 
 def kernel_name(launch: Launch) -> str:
-    """Of its function, as "gates_kernel"."""
+    """Return the name of its function, such as "gates_kernel"."""
     return str(launch.kernel.fn.__name__)
 
 
 def random_nodes(rows: Sequence[Sequence[int]]) -> Nodes:
-    """Forests of so many rows a depth with random parents, in the host's memory, as the engine lays them out."""
+    """Return forests with these rows per depth and random parents, in host memory, as the engine lays them out."""
     host = torch.Generator().manual_seed(sum(rows[0]))
     forward, backward = (_forest(each, host) for each in rows)
     schedule = Schedule(forward, backward, np.empty(0, np.int32), np.zeros(N_ROOTS + 1, np.int64))

@@ -1,8 +1,8 @@
-"""The work of each kernel but the LSTM's (`lstm.py`): random tensors of a model's sizes, the launch over them, and what
-it should compute.
+"""The work of each kernel except the LSTM's (`lstm.py`): random tensors of a model's sizes, the launch over them, and
+the expected result.
 
-One problem serves all that is done with a kernel: it is compiled on tensors that take no memory, compared with its
-reference in float64, and timed.
+One problem serves for everything that is done with a kernel: it is compiled on tensors that take no memory, compared
+with its reference in float64, and timed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ H200 = 132  # multiprocessors
 
 
 def dtype_of(precision: str) -> torch.dtype:
-    """Of word vectors and states on a card."""
+    """Return the type of word vectors and states on a card."""
     found: torch.dtype = getattr(torch, PRECISIONS[precision].on("cuda").dtype)
     return found
 
@@ -49,8 +49,8 @@ class Maker(NamedTuple):
     """Makes tensors.
 
     Attributes:
-        device: where the kernels find theirs; "meta" takes no memory.
-        rng: of the random numbers; where it is a host's, references can be computed.
+        device: where the kernels find their tensors; "meta" takes no memory.
+        rng: of the random numbers; if it is a host's, references can be computed.
         precision: of the kernels.
     """
 
@@ -60,30 +60,30 @@ class Maker(NamedTuple):
 
     @classmethod
     def of(cls, device: str, precision: str, seed: int = 0, host: bool = False) -> Maker:
-        """Random numbers are made on the device, or on the host."""
+        """Return a maker whose random numbers are made on the device, or on the host."""
         where = "cpu" if host else device
         return cls(device, None if where == "meta" else torch.Generator(where).manual_seed(seed), precision)
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the kernels compute in."""
+        """The type in which the kernels compute."""
         return dtype_of(self.precision)
 
     @property
     def products(self) -> Products:
-        """Of float32 values: "tf32" or "ieee"."""
+        """How float32 values are multiplied: "tf32" or "ieee"."""
         return PRECISIONS[self.precision].on("cuda").products
 
     def normal(self, *shape: int, scale: float = 1.0) -> Tensor:
-        """Random numbers in float32, not yet where the kernels find theirs."""
+        """Return random numbers in float32, not yet on the kernels' device."""
         return scale * torch.randn(shape, generator=self.rng, device=self.rng.device if self.rng else "meta")
 
     def values(self, *shape: int) -> Tensor:
-        """Random numbers as a kernel takes them, not yet on its device."""
+        """Return random numbers as a kernel takes them, not yet on its device."""
         return self.normal(*shape).to(self.dtype)
 
     def empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-        """What a kernel writes to."""
+        """Return a tensor for a kernel to write to."""
         return torch.empty(shape, dtype=dtype or self.dtype, device=self.device)
 
 
@@ -91,11 +91,11 @@ class Problem(NamedTuple):
     """A kernel's work.
 
     Attributes:
-        launch: of the kernel; first: what runs before it, if there is something.
+        launch: of the kernel; first: what runs before it, if anything.
         out: what it writes.
-        expected: the same in float64, of unrounded weights and of the inputs as the kernel gets them.
+        expected: the same in float64, from unrounded weights and the inputs as the kernel gets them.
         cost: of one launch, for the model.
-        product: the library's product of the same tensors, without all else.
+        product: the library's product of the same tensors, without anything else.
     """
 
     launch: Launch
@@ -106,30 +106,30 @@ class Problem(NamedTuple):
     first: Launch | None = None
 
     def run(self) -> None:
-        """All of its launches."""
+        """Run all of its launches."""
         if self.first is not None:
             self.first.run()
         self.launch.run()
 
     def compute(self) -> Tensor:
-        """The output of a run of the launch, NaN where it left something unwritten."""
+        """Return the output of running the launch, with NaN where nothing was written."""
         self.out.fill_(torch.nan)
         self.run()
         return self.out
 
     def error(self) -> float:
-        """||out - expected|| / ||expected|| of a run."""
+        """Return ||out - expected|| / ||expected|| of a run."""
         return relative_error(self.compute(), self.expected())
 
 
 def relative_error(out: Tensor, expected: Tensor) -> float:
-    """||out - expected|| / ||expected||, NaN where out has one."""
+    """Return ||out - expected|| / ||expected||, or NaN if out contains one."""
     out, expected = out.double().cpu(), expected.double().cpu()
     return float((out - expected).norm() / expected.norm())
 
 
 def library_product(a: Tensor, b: Tensor, precision: str) -> Callable[[], None]:
-    """PyTorch's product of matrices or of batches of them, in float32 or TF32 as the precision says."""
+    """Return PyTorch's product of matrices or batches of them, in float32 or TF32 according to the precision."""
     multiply = torch.bmm if a.ndim == 3 else torch.mm
     out = multiply(a, b)
 
@@ -142,7 +142,7 @@ def library_product(a: Tensor, b: Tensor, precision: str) -> Callable[[], None]:
 
 
 def characters(config: ElmoConfig, n: int, make: Maker) -> Problem:
-    """Embedding, convolutions and maximum of n words."""
+    """Return embedding, convolutions and maximum of n words."""
     E, device = config.character_size, make.device
     spelled = WordEncoder(config, None).character_ids(words_of(config, n))
     assert spelled is not None  # as there are characters
@@ -167,7 +167,7 @@ def characters(config: ElmoConfig, n: int, make: Maker) -> Problem:
 
 
 def highway(config: ElmoConfig, n: int, make: Maker) -> Problem:
-    """One highway layer over n words' character features."""
+    """Return one highway layer over n words' character features."""
     F = config.n_filters
     x = make.values(n, F)
     transform, gate = ((make.normal(F, F, scale=F**-0.5), make.normal(F, scale=0.1)) for _ in range(2))
@@ -184,7 +184,7 @@ def highway(config: ElmoConfig, n: int, make: Maker) -> Problem:
 
 
 def final_projection(config: ElmoConfig, n: int, make: Maker, tma: Tile | None = None) -> Problem:
-    """Character features to word vectors; by bulk copies with this tile where one is given."""
+    """Return the product from character features to word vectors; by bulk copies with this tile if one is given."""
     F, P = config.n_filters, config.projection_size
     weight, cost = make.normal(F, P, scale=F**-0.5), costs.final_projection(config, n, make.precision)
     return _linear(make.values(n, F), weight, make.normal(P), make.empty(n, P), cost, make, tma)
@@ -193,7 +193,7 @@ def final_projection(config: ElmoConfig, n: int, make: Maker, tma: Tile | None =
 def hoisted_input(
     config: ElmoConfig, n: int, make: Maker, tma: Tile | None = None, dtype: torch.dtype = torch.float32
 ) -> Problem:
-    """The input's part of the gates of n nodes in each direction; the weights lie as the LSTM's do.
+    """Return the input part of the gates of n nodes in each direction; the weights are laid out as the LSTM's.
 
     Args:
         dtype: of the result.
@@ -205,7 +205,7 @@ def hoisted_input(
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, cost: Cost, make: Maker, tma: Tile | None) -> Problem:
-    """A product with bias; of a weight with two axes before [K, F], the first matrices of the second axis."""
+    """Return a product with bias; of a weight with two axes before [K, F], the first matrices of the second axis."""
     given, packed, bias_given = x.to(make.device), weight.to(make.device, make.dtype), bias.to(make.device)
     if weight.ndim == 4:
         weight, packed = weight[:, 0], packed[:, 0]
@@ -225,11 +225,11 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, cost: Cost, ma
 def token_layers(
     config: ElmoConfig, n: int, make: Maker, pool: str | None = None, mix: Tensor | None = None
 ) -> Problem:
-    """Mixed layers of n tokens whose nodes are scattered, or pooled over sentences.
+    """Return mixed layers of n tokens whose nodes are scattered, or pooled over sentences.
 
     Args:
         pool: "mean" or "max".
-        mix: [outputs, layers]; all layers and a random mix of them where absent.
+        mix: [outputs, layers]; by default all layers and a random mix of them.
     """
     L, P, n_words = config.n_layers + 1, config.projection_size, max(1, n // 10)
     host = torch.Generator().manual_seed(n)
@@ -253,7 +253,7 @@ def token_layers(
 
 
 def gather_words(config: ElmoConfig, n: int, make: Maker) -> Problem:
-    """The word vectors of n nodes in each direction, whose words are scattered over a table of a tenth as many."""
+    """Return the word vectors of n nodes in each direction, whose words are scattered over a table a tenth as large."""
     host = torch.Generator().manual_seed(n)
     words = torch.randint(0, max(1, n // 10), (D, n), generator=host, dtype=torch.int32)
     table, out = make.values(max(1, n // 10), config.projection_size), make.empty(D, n, config.projection_size)
@@ -267,7 +267,7 @@ def gather_words(config: ElmoConfig, n: int, make: Maker) -> Problem:
 
 
 def carry(config: ElmoConfig, n: int, make: Maker) -> Launch:
-    """The states that n rows of a layer end with."""
+    """Return the launch that copies the states with which n rows of a layer end."""
     P, C = config.projection_size, config.cell_size
     ends = Ends(*(make.empty(n, dtype=torch.int32) for _ in Ends._fields))
     cells = (make.empty(*shape, dtype=torch.float32) for shape in ((2, D, n, C), (D, n, C)))
@@ -276,7 +276,7 @@ def carry(config: ElmoConfig, n: int, make: Maker) -> Launch:
 
 
 def train_cells(config: ElmoConfig, n: int, make: Maker, *, backward: bool) -> Launch:
-    """A time step's cells while training."""
+    """Return the launch of a training time step's cells."""
     C = config.cell_size
     gates, u = make.empty(2, D, n, 4 * C), make.empty(D, n, C)
     cells = make.empty(3, D, n, C, dtype=torch.float32)
@@ -292,5 +292,5 @@ def adagrad(config: ElmoConfig, n: int, make: Maker) -> Launch:
 
 
 def words_of(config: ElmoConfig, n: int) -> list[str]:
-    """A word of one letter, one of the most that fit, and generated ones, whose lengths are those of text."""
+    """Return one-letter and longest-fitting words, and generated ones with the lengths found in text."""
     return ["x", "x" * (config.max_characters - 2), *map(spell, range(n))][:n]

@@ -1,10 +1,10 @@
 """What every GPU kernel costs, compiled without a card: `python -m benchmarks resources`.
 
-Registers, spills, shared memory and matrix instructions, for sm_75, sm_80, sm_90, sm_100 and sm_120. The exit status is
-1 where a limit is broken, with a line for each.
+Reported are registers, spills, shared memory and matrix instructions, for sm_75, sm_80, sm_90, sm_100 and sm_120. The
+exit status is 1 if a limit is broken, with a line for each.
 
-Triton asks its driver for which card it is to compile; here the driver only has the answer. The tools that read the
-code, `cuobjdump` and `nvdisasm`, come with Triton.
+Triton asks its driver which card to compile for; here the driver only has that answer. The tools that read the code,
+`cuobjdump` and `nvdisasm`, come with Triton.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from flashelmo.kernels.launch import Launch
 from flashelmo.kernels.tuning import Tile
 
 KIB = 1024
-MOST_REGISTERS = 255  # of a thread
-WARPGROUP_ROWS = 64  # from so many on, sm_90 multiplies by warp group
-# KiB for one program, by compute capability (CUDA C++ Programming Guide, technical specifications).
+MOST_REGISTERS = 255  # per thread
+WARPGROUP_ROWS = 64  # from this many on, sm_90 multiplies by warp group
+# KiB per program, by compute capability (CUDA C++ Programming Guide, technical specifications).
 SHARED_KIB = {75: 64, 80: 163, 90: 227, 100: 227, 120: 99}
 HEADINGS = ["kernel", "type", "size", "tile", "target", "registers", "spills", "shared KiB", "product", "code"]
 
@@ -53,12 +53,13 @@ class Resources:
         kernel, type, size, entries: of its `Case`.
         tiles: the launch's labels; rows: of its largest tile.
         target: compute capability.
-        registers, stack: of a thread, and bytes of its local memory, which is where spilled registers go.
+        registers, stack: per thread, and bytes of its local memory, which is where spilled registers go.
         shared: bytes of shared memory.
-        instructions: how many there are of each, as "HGMMA", or "LDG.128" of what moves 16 bytes of global memory.
-        ptx, signature: of a launch that may begin before the one before it ends, for who checks that it waits: its
-            code, and the names and types of its parameters, those of named tuples with a dot.
-        error: why it does not compile; there are no figures then.
+        instructions: how many there are of each, such as "HGMMA", or "LDG.128" for what moves 16 bytes of global
+            memory.
+        ptx, signature: of a launch that may begin before the previous one ends, for checking that it waits: its code,
+            and the names and types of its parameters, those of named tuples with a dot.
+        error: why it does not compile; there are then no figures.
     """
 
     kernel: str
@@ -78,17 +79,17 @@ class Resources:
 
     @property
     def name(self) -> str:
-        """All that tells it from the others."""
+        """All that distinguishes it from the others."""
         return f"{self.kernel} {self.type}, {self.size}, {' & '.join(self.tiles)}, sm_{self.target}"
 
     @property
     def product(self) -> str:
-        """The fastest instruction that multiplies, FFMA2 being FFMA; "" if none."""
+        """The fastest multiplying instruction, with FFMA2 counted as FFMA; "" if none."""
         return next((name for name in PRODUCTS if any(each.startswith(name) for each in self.instructions)), "")
 
 
 def breaches(found: Resources) -> Iterator[str]:
-    """The limits that a kernel breaks, a line each."""
+    """Yield the limits that a kernel breaks, one line each."""
     if found.error:
         yield f"{found.name}: does not compile: {found.error}"
         return
@@ -106,13 +107,13 @@ def breaches(found: Resources) -> Iterator[str]:
 
 
 def measure_all(targets: Sequence[int], kernel: str, console: Console) -> list[Resources]:
-    """All cases for some targets, in their order, compiled by a process a core.
+    """Return all cases for some targets, in order, compiled by one process per core.
 
     Args:
-        kernel: only those whose name begins so.
+        kernel: only those whose name begins with this.
 
     Raises:
-        FlashElmoError: none has such a name.
+        FlashElmoError: no name does.
     """
     jobs = [
         (index, target)
@@ -145,7 +146,7 @@ def _measure_job(job: tuple[int, int]) -> tuple[Resources, bytes]:
 
 
 def measure(case: Case, target: int) -> tuple[Resources, bytes]:
-    """Compile a case for one target: all figures but the instructions', and the code that these are counted in."""
+    """Compile a case for one target: return all figures except instructions, and the code to count these in."""
     launch = case.build()
     tiles = [value for value in launch.arguments.values() if isinstance(value, Tile)]
     labels, rows = tuple(tile.label for tile in tiles), max(tile.rows for tile in tiles)
@@ -153,7 +154,7 @@ def measure(case: Case, target: int) -> tuple[Resources, bytes]:
     resources = Resources(*named)
     try:
         compiled = compile_launch(launch, target)
-    except Exception as error:  # whatever Triton raises: the others are still to be compiled
+    except Exception as error:  # whatever Triton raises: the others must still be compiled
         reason = (str(error).strip().splitlines() or [""])[-1]
         return replace(resources, error=f"{type(error).__name__}: {reason}"), b""
     cubin, metadata = compiled.asm["cubin"], compiled.metadata
@@ -165,7 +166,7 @@ def measure(case: Case, target: int) -> tuple[Resources, bytes]:
 
 
 def flat(signature: Mapping[str, Any], begin: str = "") -> dict[str, str]:
-    """Parameters' types by name, of named tuples those of their members."""
+    """Return parameters' types by name; for named tuples those of their members."""
     found: dict[str, str] = {}
     for name, kind in signature.items():
         found |= flat(kind._asdict(), f"{begin}{name}.") if hasattr(kind, "_asdict") else {begin + name: kind}
@@ -173,7 +174,7 @@ def flat(signature: Mapping[str, Any], begin: str = "") -> dict[str, str]:
 
 
 def line_of(found: Resources) -> list[str]:
-    """A line of the printed table."""
+    """Return a line of the printed table."""
     line = [found.kernel, found.type, found.size, "\n".join(found.tiles), f"sm_{found.target}"]
     if found.error:
         return line
@@ -182,10 +183,10 @@ def line_of(found: Resources) -> list[str]:
 
 
 def run(settings: Settings, console: Console) -> int:
-    """Compile, print the table and what breaks a limit; the exit status.
+    """Compile, print the table and broken limits; return the exit status.
 
     Raises:
-        FlashElmoError: kernels are interpreted, or none is asked for.
+        FlashElmoError: kernels are interpreted, or none is selected.
     """
     if triton.knobs.runtime.interpret:
         raise FlashElmoError("TRITON_INTERPRET: expected it unset, as the interpreter compiles nothing")
@@ -195,7 +196,7 @@ def run(settings: Settings, console: Console) -> int:
     title = f"GPU kernels, compiled by Triton {triton.__version__}"
     print_table(console, title, 5, HEADINGS, [line_of(each) for each in found])
     if settings.out is not None:
-        rows = [json.dumps(asdict(each)) for each in found]  # one kernel a line
+        rows = [json.dumps(asdict(each)) for each in found]  # one kernel per line
         settings.out.write_text("[\n" + ",\n".join(rows) + "\n]\n", encoding="utf-8")
     lines = [line for each in found for line in breaches(each)]
     for line in lines:
@@ -209,45 +210,45 @@ SUITE = Suite("what every GPU kernel costs, compiled without a card", Settings()
 # -------------------------------------------------------------------------------------------------------- compiled code
 
 
-# What multiplies, fastest first: tcgen05 (sm_100), wgmma (sm_90), mma, each of floats and of 8-bit integers, and no
+# What multiplies, fastest first: tcgen05 (sm_100), wgmma (sm_90), mma, each for floats and for 8-bit integers, and no
 # matrix unit.
 PRODUCTS = ("UTCHMMA", "UTCIMMA", "HGMMA", "IGMMA", "HMMA", "IMMA", "FFMA")
 GLOBAL = ("LDG", "LDGSTS", "STG")  # loads, loads to shared memory, stores
 
 
 class AbsentCard:
-    """A driver for a card that need not be there, as far as compiling goes."""
+    """A driver for a card that need not be present, sufficient for compiling."""
 
     def __init__(self, target: int) -> None:
         self._target = target
 
     def get_current_device(self) -> int:
-        """A number for each target, as Triton keeps compiled kernels by device."""
+        """Return a number for each target, as Triton keeps compiled kernels by device."""
         return self._target
 
     def get_current_stream(self, device: int) -> int:
-        """No launch follows that could use it."""
+        """Return a dummy, as no launch follows that could use it."""
         return 0
 
     def get_current_target(self) -> GPUTarget:
-        """What to compile for."""
+        """Return what to compile for."""
         return GPUTarget("cuda", self._target, 32)
 
 
 def compile_launch(launch: Launch, target: int) -> Any:
-    """The kernel as Triton compiles it for this launch, but for line numbers, which take time."""
+    """Return the kernel as Triton compiles it for this launch, but without line numbers, which take time."""
     triton.runtime.driver.set_active(AbsentCard(target))
     triton.knobs.compilation.disable_line_info = True
     return launch.kernel.warmup(**launch.arguments, grid=launch.grid, **launch.options)
 
 
 def usage(cubin: bytes) -> dict[str, int]:
-    """Registers of a thread ("REG") and bytes of its stack ("STACK")."""
+    """Return registers per thread ("REG") and bytes of its stack ("STACK")."""
     return parse_usage(_run(triton.knobs.nvidia.cuobjdump.path, "-res-usage", content=cubin))
 
 
 def parse_usage(report: str) -> dict[str, int]:
-    """The same, of lines as `REG:40 STACK:0 SHARED:0 LOCAL:0 CONSTANT[0]:400`; ValueError where there is none."""
+    """Parse these from lines like `REG:40 STACK:0 SHARED:0 LOCAL:0 CONSTANT[0]:400`; ValueError if there is none."""
     numbers = {name: int(number) for name, number in re.findall(r"\b(REG|STACK):(\d+)", report)}
     if numbers.keys() != {"REG", "STACK"}:
         raise ValueError(f"cuobjdump: expected REG and STACK, found {report.strip()!r}")
@@ -255,7 +256,7 @@ def parse_usage(report: str) -> dict[str, int]:
 
 
 def machine_code(cubin: bytes) -> bytes:
-    """The instructions of a cubin's one kernel, the ELF section .text.NAME; ValueError unless there is one."""
+    """Return the instructions of a cubin's only kernel, the ELF section .text.NAME; ValueError unless there is one."""
     (table,) = struct.unpack_from("<Q", cubin, 0x28)
     size, n_sections, names = struct.unpack_from("<HHH", cubin, 0x3A)
     sections = [struct.unpack_from("<IIQQQQ", cubin, table + k * size) for k in range(n_sections)]
@@ -271,18 +272,18 @@ def machine_code(cubin: bytes) -> bytes:
 
 
 def count_instructions(codes: Sequence[bytes], target: int) -> list[Counter[str]]:
-    """How often each kernel of one target has each instruction; disassembled at once, as the tool starts slowly."""
+    """Count each kernel's instructions, for one target; disassembled together, as the tool starts slowly."""
     architecture = f"SM{target}{'a' if target >= 90 else ''}"
     assembly = _run(triton.knobs.nvidia.nvdisasm.path, "--binary", architecture, content=b"".join(codes))
     return split_instructions(assembly, [len(code) for code in codes])
 
 
 def split_instructions(assembly: str, sizes: Sequence[int]) -> list[Counter[str]]:
-    """Instructions of kernels that lie one behind the other, without padding, and without their modifiers but for the
-    16 bytes of an access to memory, as "LDG.128".
+    """Return instructions of consecutive kernels, without padding, and without modifiers, except for the 16 bytes of an
+    access to memory, as in "LDG.128".
 
     Args:
-        assembly: lines as `/*0040*/ @!P0 HGMMA.64x8x16.F32 R1, R2 ;`, the number being the instruction's address.
+        assembly: lines like `/*0040*/ @!P0 HGMMA.64x8x16.F32 R1, R2 ;`, where the number is the instruction's address.
         sizes: bytes of each kernel.
     """
     ends, counters = list(accumulate(sizes)), [Counter[str]() for _ in sizes]
@@ -295,7 +296,7 @@ def split_instructions(assembly: str, sizes: Sequence[int]) -> list[Counter[str]
 
 
 def _run(tool: str, *options: str, content: bytes) -> str:
-    """What a tool prints of a file."""
+    """Return what a tool prints about a file."""
     with tempfile.NamedTemporaryFile() as file:
         file.write(content)
         file.flush()

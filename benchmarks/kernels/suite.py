@@ -1,7 +1,7 @@
 """The GPU kernels by themselves on this machine's card: `python -m benchmarks kernels --out DIR`.
 
-It is the section "kernels" of the engine's run, whose processes it shares. `--card NAME` says what a card allows, which
-need not be there, by its committed ceilings; `--tile` gives an operation another tile than the table has.
+It is the section "kernels" of the engine's run, whose processes it shares. `--card NAME` reports what a card, which
+need not be present, allows by its committed ceilings; `--tile` gives an operation another tile than the table's.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.initialize import preset_config
 
-COMMITTED = "gpu-kernels-"  # how files begin whose ceilings say what their card can do
+COMMITTED = "gpu-kernels-"  # prefix of files whose ceilings say what their card can do
 
 
 def card_named(name: str, folder: Path = gpu.COMMITTED_FOLDER) -> Card:
-    """The card of committed results, by the name of their file.
+    """Return the card of committed results, from the name of their file.
 
     Raises:
-        FlashElmoError: there are none of it.
+        FlashElmoError: there are none for it.
     """
     known = {path.stem.removeprefix(COMMITTED): path for path in folder.glob(f"{COMMITTED}*.json")}
     if name.lower() not in known:
@@ -42,7 +42,7 @@ def card_named(name: str, folder: Path = gpu.COMMITTED_FOLDER) -> Card:
 
 
 def allowed(config: ElmoConfig, card: Card, settings: Settings) -> Iterator[list[str]]:
-    """What a card's limits allow in bf16: what, of what size, microseconds, and what bounds it."""
+    """Yield what a card's limits allow in bf16: what, of what size, microseconds, and the limiting factor."""
     found: list[tuple[str, str, Cost]] = []
     for n in sorted(settings.rows):
         for way in PORTABLE:
@@ -57,7 +57,7 @@ def allowed(config: ElmoConfig, card: Card, settings: Settings) -> Iterator[list
 
 
 def command(settings: Settings, console: Console) -> int:
-    """Measure on the current CUDA device, or say what a card allows; the exit status."""
+    """Measure on the current CUDA device, or report what a card allows; return the exit status."""
     if not settings.card:
         tile_of(settings.tile)
         return gpu.command(settings, console)

@@ -1,7 +1,7 @@
-"""What a trained model's vectors know of words in context, beside random weights and static vectors.
+"""What a trained model's vectors know of words in context, compared with random weights and static vectors.
 
-suite.py        the sections, of which speech.py and precisions.py have their own
-contest.py      the words' examples, and everybody's scores on them
+suite.py        the sections, except those of speech.py and precisions.py
+contest.py      the words' examples, and all contestants' scores on them
 nearest.py      how often the nearest neighbour of an example has its sense; chance; 95% confidence, by resampling
 vectors.py      vectors of examples: of a model's layers, of random weights of its shape, and word2vec's
 speech.py       parts of speech by a linear classifier, linear.py

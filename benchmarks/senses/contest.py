@@ -1,4 +1,4 @@
-"""Everybody's scores: how often the nearest neighbour of an example has its sense, for each group of words."""
+"""All contestants' scores: how often the nearest neighbour of an example has its sense, for each group of words."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from flashelmo.benchmarks.tasks import DATA, SENSES, Embed, Example, Word, read_
 from flashelmo.engine.arrays import Bool, Float32, Float64
 from flashelmo.engine.model.weights import ElmoModel
 
-WORDNET = "WordNet"  # the group of the words of the second file
+WORDNET = "WordNet"  # the group of the words in the second file
 CHARACTERS = "layer 0"
 UNIT = "share of the same sense"
-Scores = dict[str, list[Float64]]  # by layer, of each group
+Scores = dict[str, list[Float64]]  # by layer, for each group
 
 
 class Group(NamedTuple):
@@ -41,12 +41,12 @@ class Group(NamedTuple):
     apart: list[Bool]
 
     def rule(self, *, apart: bool) -> list[Bool]:
-        """Of each word [N, N], who may be whose neighbour: every other, or those without a common word around."""
+        """Return, per word, who may be whose neighbour [N, N]: all others, or those without a common word nearby."""
         return self.apart if apart else self.allowed
 
 
 def groups_of(data: Path, examples: int | None) -> list[Group]:
-    """Each word of the first file by itself, and all words of the second together."""
+    """Return each word of the first file by itself, and all words of the second together."""
     first, second = ([_cut(word, examples) for word in read_senses(data / name)] for name in SENSES)
     named = [*((word.lemma, [word]) for word in first), (WORDNET, second)]
     return [
@@ -56,7 +56,7 @@ def groups_of(data: Path, examples: int | None) -> list[Group]:
 
 
 def _cut(word: Word, examples: int | None) -> Word:
-    """The word with so many examples of each sense, the first ones."""
+    """Return the word with only the first `examples` examples of each sense."""
     kept: dict[str, list[Example]] = {}
     for example in word.examples:
         kept.setdefault(example.sense, []).append(example)
@@ -65,53 +65,53 @@ def _cut(word: Word, examples: int | None) -> Word:
 
 @dataclass
 class Contest:
-    """The examples, and everybody's scores on them, computed when they are first asked for."""
+    """The examples, and all contestants' scores on them, computed when first needed."""
 
     settings: Settings
 
     @cached_property
     def groups(self) -> list[Group]:
-        """Of the words."""
+        """The groups of words."""
         return groups_of(self.settings.data or DATA, self.settings.examples)
 
     @cached_property
     def examples(self) -> list[Example]:
-        """Of all groups, end to end."""
+        """The examples of all groups, end to end."""
         return [example for group in self.groups for word in group.words for example in word.examples]
 
     @cached_property
     def models(self) -> Mapping[str, ElmoModel]:
-        """Those to be judged, by name."""
+        """The models to judge, by name."""
         return models(self.settings)
 
     @cached_property
     def random_models(self) -> Mapping[str, Sequence[ElmoModel]]:
-        """Of the same shapes, by how they are drawn."""
+        """Random models of the same shapes, by how they are drawn."""
         return random_models(self.models, self.settings)
 
     @cached_property
     def vectors(self) -> Mapping[str, Mapping[str, Float32]]:
-        """Of the models' layers [examples, 2P]."""
+        """The vectors of the models' layers [examples, 2P]."""
         return {name: layers(embed_with(model, self.settings), self.examples) for name, model in self.models.items()}
 
     def embedded(self, embed: Embed) -> dict[str, Float32]:
-        """Of the layers of somebody who embeds."""
+        """Return the vectors of the layers that `embed` gives."""
         return layers(embed, self.examples)
 
     def scores(self, vectors: Float32, *, apart: bool) -> list[Float64]:
-        """Of each group, of its examples that count."""
+        """Return each group's scores, for its examples that count."""
         return self._of_groups(lambda own, senses, allowed: same_sense(vectors[own], senses, allowed), apart)
 
     def chance(self, *, apart: bool) -> list[Float64]:
-        """The scores of a neighbour drawn blindly."""
+        """Return the scores of a randomly drawn neighbour."""
         return self._of_groups(lambda own, senses, allowed: shares(allowed, senses), apart)
 
     def _of_groups(self, judge: Callable[[slice, list[str], Bool], Float64], apart: bool) -> list[Float64]:
-        """What `judge` says of each word's examples, of which it is told the places, the senses, and the rule."""
+        """Return the results of `judge` for each word's examples; it gets their places, their senses, and the rule."""
         found, places = [], pieces([word for group in self.groups for word in group.words])
         for group in self.groups:
             parts = []
-            for allowed, (word, own) in zip(group.rule(apart=apart), places, strict=False):  # places go on
+            for allowed, (word, own) in zip(group.rule(apart=apart), places, strict=False):  # `places` goes on
                 senses = [example.sense for example in word.examples]
                 if (counted := can_be_right(allowed, senses)).any():
                     parts.append(judge(own, senses, allowed)[counted])
@@ -119,12 +119,12 @@ class Contest:
         return found
 
     def of_layers(self, vectors: Mapping[str, Float32], *, apart: bool) -> Scores:
-        """Of each layer by its name."""
+        """Return the scores of each layer by name."""
         return {layer: self.scores(each, apart=apart) for layer, each in vectors.items()}
 
     @cached_property
     def of_models(self) -> dict[bool, dict[str, Scores]]:
-        """Of the models that are judged, by whether neighbours are apart."""
+        """The scores of the models to judge, by whether neighbours are apart."""
         return {
             apart: {name: self.of_layers(each, apart=apart) for name, each in self.vectors.items()}
             for apart in (False, True)
@@ -132,7 +132,7 @@ class Contest:
 
     @cached_property
     def of_random(self) -> dict[bool, dict[str, Scores]]:
-        """The same of random weights, an example's score being the mean over all seeds."""
+        """The same for random weights, where an example's score is the mean over all seeds."""
         return {
             apart: {
                 name: _mean([self.of_layers(vectors, apart=apart) for vectors in seeds])
@@ -143,14 +143,14 @@ class Contest:
 
     @cached_property
     def random_vectors(self) -> Mapping[str, Sequence[Mapping[str, Float32]]]:
-        """Of the layers of random weights, for each seed."""
+        """The vectors of the layers of random weights, for each seed."""
         return {
             name: [self.embedded(embed_with(model, self.settings)) for model in seeds]
             for name, seeds in self.random_models.items()
         }
 
     def best_random(self, model: str, group: int, *, apart: bool) -> tuple[str, str]:
-        """Name and layer of the random weights of a model's shape that tell a group's senses apart best."""
+        """Return name and layer of the random weights of a model's shape that distinguish a group's senses best."""
         config = self.models[model].config
         scores = {
             (name, layer): float(each[group].mean())
@@ -161,7 +161,7 @@ class Contest:
         return max(scores, key=lambda key: scores[key])
 
     def of_static(self, *, apart: bool) -> dict[str, list[Float64]]:
-        """Of the mean of static vectors around the word, by the window's name; nobody without a corpus."""
+        """Return scores of the mean of static vectors around the word, by the window's name; empty without a corpus."""
         return {name: self.scores(each, apart=apart) for name, each in self._static_vectors.items()}
 
     @cached_property
@@ -172,7 +172,7 @@ class Contest:
         return {name: around(static, self.examples, reach) for name, reach in WINDOWS.items()}
 
     def rows(self, section: str, name: str, scores: Sequence[Float64], model: str = "", note: str = "") -> list[Row]:
-        """A row for each group, with its interval over examples."""
+        """Return a row for each group, with its interval over examples."""
         return [
             Row(
                 section, model, name, UNIT, group.name, float(each.mean()),
@@ -183,7 +183,7 @@ class Contest:
 
 
 def _mean(runs: Sequence[Scores]) -> Scores:
-    """Over several runs."""
+    """Return the mean over several runs."""
     return {
         layer: [np.mean(parts, axis=0) for parts in zip(*(run[layer] for run in runs), strict=True)]
         for layer in runs[0]

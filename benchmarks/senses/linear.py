@@ -25,7 +25,7 @@ BATCH, RATE, DECAY, DROPOUT = 64, 5e-3, 1e-2, 0.2
 
 
 class Part(NamedTuple):
-    """Vectors [N, L, D] and their classes [N], -1 where there is none that can be learned."""
+    """Vectors [N, L, D] and their classes [N], -1 for those that cannot be learned."""
 
     vectors: Tensor
     classes: Tensor
@@ -35,7 +35,7 @@ class Classifier(torch.nn.Module):
     """A mix of layers, and a linear function of it.
 
     Args:
-        train: vectors [N, L, D], by whose mean and deviation all are normalised.
+        train: vectors [N, L, D], whose mean and deviation normalise all others.
         n_classes: of the output.
     """
 
@@ -48,34 +48,34 @@ class Classifier(torch.nn.Module):
         self.output = torch.nn.Linear(train.shape[2], n_classes)
 
     def normal(self, vectors: Tensor) -> Tensor:
-        """Vectors [N, L, D] less their mean, in deviations."""
+        """Return vectors [N, L, D] less the mean, in deviations."""
         return (vectors - self.get_buffer("mean")) / self.get_buffer("deviation")
 
     def forward(self, normal: Tensor) -> Tensor:
-        """Of normalised vectors: [N, L, D] -> [N, classes]."""
+        """Classify normalised vectors: [N, L, D] -> [N, classes]."""
         result: Tensor = self.output(self.dropout(self.mix(normal.unbind(dim=1))))
         return result
 
     def shares(self) -> list[float]:
-        """Of each layer in the mix."""
+        """Return the share of each layer in the mix."""
         weights: list[float] = torch.cat([p.detach() for p in self.mix.scalar_parameters]).softmax(dim=0).tolist()
         return weights
 
 
 def part(vectors: Float32, classes: Int64, layers: slice = slice(None)) -> Part:
-    """Of some of the layers."""
+    """Return a part with some of the layers."""
     return Part(torch.from_numpy(np.ascontiguousarray(vectors[:, layers])), torch.from_numpy(classes))
 
 
 def learn(train: Part, dev: Part, n_classes: int, seed: int) -> Classifier:
-    """A classifier as it was after the epoch in which it was right most often on `dev`."""
+    """Return a classifier as it was after the epoch in which it was right most often on `dev`."""
     with one_thread():
         return _learn(train, dev, n_classes, seed)
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """PyTorch with one thread, as products of this size gain nothing by more, and lose where others work beside."""
+    """Let PyTorch use one thread: products of this size gain nothing from more, and lose if others are working."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -104,7 +104,7 @@ def _learn(train: Part, dev: Part, n_classes: int, seed: int) -> Classifier:
 
 
 def right(model: Classifier, judged: Part) -> Float64:
-    """1 where it is right, else 0 [N]."""
+    """Return 1 where it is right, else 0 [N]."""
     return _right(model, Part(model.normal(judged.vectors), judged.classes))
 
 

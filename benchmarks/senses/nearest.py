@@ -1,7 +1,7 @@
 """How often the nearest neighbour of a word's example, among the word's other examples, has the same sense.
 
-Nearness is the cosine. Where several others are equally near, as in the layer of the characters, which knows nothing of
-the sentence, their share of the same sense counts. What such figures are means of tells within what they lie.
+Nearness is the cosine. If several others are equally near, as in the layer of the characters, which knows nothing of
+the sentence, their share of the same sense counts. The spread of such figures is estimated by resampling.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from flashelmo.engine.arrays import Array, Bool, Float64
 
 REACH = 2  # words on either side that a pair must not share, where neighbours do not count
 SEED, CONFIDENCE = 0, 0.95  # of intervals
-AT_ONCE = 1 << 22  # drawn indices that lie in memory
+AT_ONCE = 1 << 22  # drawn indices that are in memory
 EQUAL = 1e-6  # cosines closer than this are equal: rounding of float32
 
 
 def same_sense(vectors: Array, senses: Sequence[str], allowed: Bool) -> Float64:
-    """Of each example the share of its sense among its nearest neighbours, 0 or 1 where there is one nearest [N].
+    """Return, for each example, the share of its sense among its nearest neighbours, 0 or 1 if there is only one [N].
 
     Args:
         vectors: [N, D].
@@ -35,19 +35,19 @@ def same_sense(vectors: Array, senses: Sequence[str], allowed: Bool) -> Float64:
 
 
 def shares(chosen: Bool, senses: Sequence[str]) -> Float64:
-    """Of each example the share of its sense among those chosen for it [N, N]: with all that are allowed, chance."""
+    """Return, for each example, the share of its sense among those chosen for it [N, N]: chance, if all are chosen."""
     same = _same(senses)
     share: Float64 = (chosen & same).sum(axis=1) / np.maximum(chosen.sum(axis=1), 1)
     return share
 
 
 def all_others(word: Word) -> Bool:
-    """Everybody but oneself [N, N]."""
+    """Return everyone except oneself [N, N]."""
     return ~np.eye(len(word.examples), dtype=bool)
 
 
 def without_shared_words(word: Word) -> Bool:
-    """The others whose neighbours, two words on either side, have no word in common with one's own [N, N]."""
+    """Return those whose neighbouring words, two on either side, are all different from one's own [N, N]."""
     around = [neighbours(example) for example in word.examples]
     known = {token: row for row, token in enumerate(sorted(set().union(*around)))}
     has = np.zeros((len(around), len(known)), np.float32)
@@ -58,19 +58,19 @@ def without_shared_words(word: Word) -> Bool:
 
 
 def neighbours(example: Example, reach: int = REACH) -> set[str]:
-    """Words on either side of the one in question, in lower case."""
+    """Return words on either side of the one in question, in lower case."""
     tokens, place = example.tokens, example.place
     return {token.lower() for token in (*tokens[max(0, place - reach) : place], *tokens[place + 1 : place + 1 + reach])}
 
 
 def can_be_right(allowed: Bool, senses: Sequence[str]) -> Bool:
-    """Which examples have a neighbour of their sense [N]; the others are not counted."""
+    """Return which examples have a neighbour of their sense [N]; the others are not counted."""
     right: Bool = np.asarray((allowed & _same(senses)).any(axis=1))
     return right
 
 
 def pieces(words: Sequence[Word]) -> Iterator[tuple[Word, slice]]:
-    """Each word, and which of all words' examples, end to end, are its own."""
+    """Yield each word, and which of all words' examples, end to end, are its own."""
     start = 0
     for word in words:
         yield word, slice(start, start + len(word.examples))
@@ -84,11 +84,11 @@ def _same(senses: Sequence[str]) -> Bool:
 
 
 def by_resampling(scores: Float64, resamples: int, weights: Float64 | None = None) -> list[float]:
-    """Of the mean of scores: quantiles of the means of as many, drawn again and again (the bootstrap).
+    """Return quantiles of the mean of scores, from means of equally many drawn with replacement (the bootstrap).
 
     Args:
         scores: [N], or of several runs [runs, N], which are drawn again too.
-        weights: [N], of a weighted mean, as the tokens of sentences whose shares of right ones are the scores.
+        weights: [N], for a weighted mean, such as the tokens of sentences whose shares of right ones are the scores.
     """
     rng = np.random.default_rng(SEED)
     runs = np.atleast_2d(scores)

@@ -1,6 +1,6 @@
 """What each precision costs a trained model: nearest neighbours by sense, and perplexity on held-out text.
 
-The softmax is float32, as it lies beside the weights that `flashelmo train` wrote; what is judged are the states. Each
+The softmax is float32, as stored beside the weights that `flashelmo train` wrote; the states are what is judged. Each
 sentence is read from a fresh state; in it every word and the end are predicted (backward the begin and every word).
 """
 
@@ -31,12 +31,12 @@ from flashelmo.engine.precision import precisions_on
 
 SOFTMAX_FILE = "softmax.safetensors"
 DIRECTIONS = ("forward", "backward")
-AT_ONCE = 1 << 25  # logits that lie in memory
+AT_ONCE = 1 << 25  # logits that are in memory
 Way: TypeAlias = Callable[[ElmoModel], AbstractContextManager[Embed]]
 
 
 def measure_precision(contest: Contest) -> list[Row]:
-    """Every precision that is at hand, by the models' LSTM layers."""
+    """Measure every available precision, by the models' LSTM layers."""
     rows = []
     for name, model in contest.models.items():
         for way, make in ways(contest.settings).items():
@@ -52,7 +52,7 @@ def measure_precision(contest: Contest) -> list[Row]:
 
 
 def measure_perplexity(contest: Contest) -> list[Row]:
-    """Of held-out text, in every precision of the engine; exported files give no boundaries."""
+    """Measure perplexity of held-out text, in every precision of the engine; exported files give no boundaries."""
     settings = contest.settings
     if settings.corpus is None:
         raise FlashElmoError("--corpus: expected the folder of the held-out text, found none")
@@ -75,7 +75,7 @@ def measure_perplexity(contest: Contest) -> list[Row]:
 
 
 def ways(settings: Settings, **options: Any) -> Mapping[str, Way]:
-    """Every precision in every place that has it here, by a name that tells both; files where there are no options."""
+    """Return every available precision and place, by a name for both; also files, unless there are options."""
     found: dict[str, Way] = {
         name: partial(_engine, settings, "cpu", name, options) for name in precisions_on("cpu") if name != "fp64"
     }
@@ -119,7 +119,7 @@ class Softmax(NamedTuple):
 
     @classmethod
     def beside(cls, folder: Path) -> Softmax:
-        """That of a model's folder.
+        """Return the softmax in a model's folder.
 
         Raises:
             FlashElmoError: there is none.
@@ -134,16 +134,16 @@ class Softmax(NamedTuple):
 
 
 def perplexity_rows(row: Row, embed: Embed, sentences: Sequence[list[str]], softmax: Softmax) -> list[Row]:
-    """The row with the perplexity of each direction; `embed` gives the boundaries' vectors too, [L, T + 2, 2P]."""
+    """Return the row with each direction's perplexity; `embed` also gives the boundaries' vectors, [L, T + 2, 2P]."""
     both = zip(DIRECTIONS, losses(embed, sentences, softmax), strict=True)
     return [replace(row, detail=name).with_samples([float(np.exp(each.mean()))]) for name, each in both]
 
 
 def losses(embed: Embed, sentences: Sequence[list[str]], softmax: Softmax) -> tuple[Float64, Float64]:
-    """Of every prediction the negative logarithm of its probability, forward and backward [predictions].
+    """Return every prediction's negative log-probability, forward and backward [predictions].
 
     Args:
-        embed: gives the boundaries' vectors too, [L, T + 2, 2P].
+        embed: also gives the boundaries' vectors, [L, T + 2, 2P].
     """
     forward, backward, targets = [], [], []
     for tokens, vectors in zip(sentences, embed(sentences), strict=True):
@@ -159,7 +159,7 @@ def losses(embed: Embed, sentences: Sequence[list[str]], softmax: Softmax) -> tu
 
 
 def _losses(hidden: Float32, targets: Int64, softmax: Softmax) -> Float64:
-    """Of hidden [N, P] and the rows of what comes [N]."""
+    """Return the losses of hidden [N, P], given the rows of what follows [N]."""
     result, step = np.empty(len(hidden)), max(1, AT_ONCE // len(softmax.bias))
     for start in range(0, len(hidden), step):
         rows = slice(start, start + step)

@@ -19,7 +19,7 @@ from flashelmo.engine.arrays import Bool, Float32, Float64
 
 
 def measure_speech(contest: Contest) -> list[Row]:
-    """Parts of speech by each layer, of random weights those of the first seed."""
+    """Measure parts of speech by each layer; for random weights those of the first seed."""
     settings = contest.settings
     task = load_task(SPEECH, settings)
     numbers = [task.numbers(part) for part in task.parts]
@@ -46,18 +46,18 @@ def measure_speech(contest: Contest) -> list[Row]:
 
 
 def beside(vectors: Float32) -> Float32:
-    """Each token's vector [T, D] behind those of its neighbours, zeros at the ends: [T, 3 D]."""
+    """Return each token's vector [T, D] after those of its neighbours, with zeros at the ends: [T, 3 D]."""
     padded = np.pad(vectors, ((1, 1), (0, 0)))
     return np.concatenate([padded[1:-1], padded[:-2], padded[2:]], axis=1)
 
 
 def tags(samples: Sequence[Sample]) -> list[str]:
-    """Those of all tokens, end to end."""
+    """Return the tags of all tokens, end to end."""
     return [tag for sample in samples for tag in sample.labels]
 
 
 def tag_counts(samples: Sequence[Sample]) -> Mapping[str, Counter[str]]:
-    """How often each word has each tag."""
+    """Return how often each word has each tag."""
     counts: dict[str, Counter[str]] = {}
     for sample in samples:
         for token, tag in zip(sample.tokens, sample.labels, strict=True):
@@ -66,19 +66,19 @@ def tag_counts(samples: Sequence[Sample]) -> Mapping[str, Counter[str]]:
 
 
 def most_frequent(train: Sequence[Sample], test: Sequence[Sample]) -> list[str]:
-    """Every word's most frequent tag; of an unknown word, that of all words."""
+    """Return every word's most frequent tag; for an unknown word, that of all words."""
     overall = Counter(tags(train)).most_common(1)[0][0]
     best = {token: found.most_common(1)[0][0] for token, found in tag_counts(train).items()}
     return [best.get(token, overall) for sample in test for token in sample.tokens]
 
 
 def score(name: str, right: Bool | Float64, task: Task, settings: Settings) -> list[Row]:
-    """The shares of right tags among all words, those with several tags in what is learned from, and those not in it.
+    """Return the shares of right tags among all words, those with several tags in training, and those not in it.
 
     Intervals are over sentences, whose tokens are not independent.
 
     Args:
-        right: of each token of the test [N].
+        right: for each token of the test [N].
     """
     lengths = [len(sample.labels) for sample in task.test]
     starts, counts = np.cumsum([0, *lengths[:-1]]), tag_counts(task.train)

@@ -1,11 +1,11 @@
-"""What a trained model knows of words in context, beside random weights of its shape, static vectors and chance.
+"""What a trained model knows of words in context, compared with random weights of its shape, static vectors and chance.
 
 senses      nearest neighbours by sense (nearest.py): *hard* and *line* in news text, and words in WordNet's examples
-apart       the same where an example's neighbours are those with which it shares no word at ±2
-gain        trained less random weights, example by example
+apart       the same, where an example's neighbours are only those with which it shares no word at ±2
+gain        trained minus random weights, example by example
 training    the first again, for snapshots of a model in training
 speech      parts of speech (speech.py)
-precision   the first again, in every precision that is at hand (precisions.py)
+precision   the first again, in every available precision (precisions.py)
 perplexity  of held-out text, in every precision (the same)
 picture     one word's examples in the plane of their first two principal components (../plots.py)
 """
@@ -32,12 +32,12 @@ from flashelmo.benchmarks.senses.vectors import embed_with
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.engine.errors import FlashElmoError
 
-CURVE = "curve.json"  # of `flashelmo train`
-PICTURE_WORD, PICTURE_EXAMPLES = "line", 60  # of each sense
+CURVE = "curve.json"  # written by `flashelmo train`
+PICTURE_WORD, PICTURE_EXAMPLES = "line", 60  # per sense
 
 
 def measure_senses(contest: Contest, *, apart: bool) -> list[Row]:
-    """Everybody, by one rule for who may be a neighbour."""
+    """Measure all contestants, by one rule for who may be a neighbour."""
     section = "apart" if apart else "senses"
     chance = contest.chance(apart=apart)
     counted = ", ".join(f"{len(each):,} of {group.name}" for group, each in zip(contest.groups, chance, strict=True))
@@ -52,7 +52,7 @@ def measure_senses(contest: Contest, *, apart: bool) -> list[Row]:
 
 
 def measure_gain(contest: Contest) -> list[Row]:
-    """Each LSTM layer of a model, less the random weights of its shape that are best in the column, by example."""
+    """Measure each LSTM layer of a model, minus the best random weights of its shape in the column, by example."""
     rows = []
     for apart, rule in ((False, ""), (True, ", no shared word")):
         for name, layers in contest.of_models[apart].items():
@@ -67,7 +67,7 @@ def measure_gain(contest: Contest) -> list[Row]:
 
 
 def measure_training(contest: Contest) -> list[Row]:
-    """Every snapshot, in the order of training."""
+    """Measure every snapshot, in the order of training."""
     progress = {path: progress_of(Path(path)) for path in contest.settings.snapshots}
     rows = []
     for path in sorted(progress, key=lambda path: progress[path]):
@@ -80,7 +80,7 @@ def measure_training(contest: Contest) -> list[Row]:
 
 
 def progress_of(folder: Path) -> tuple[float, str]:
-    """How far a snapshot is: millions of tokens by the curve that lies in it, else the last number in its name.
+    """Return a snapshot's progress: millions of tokens by the curve in it, else the last number in its name.
 
     Raises:
         FlashElmoError: there is neither.
@@ -94,9 +94,9 @@ def progress_of(folder: Path) -> tuple[float, str]:
 
 
 def measure_picture(contest: Contest) -> list[Row]:
-    """Two coordinates of examples, in the layer that tells the word's senses apart best; random weights' too.
+    """Measure two coordinates of examples, in the layer that best distinguishes the word's senses; random weights' too.
 
-    Of the word's forms one is shown, as how it is spelled would be the largest difference.
+    Only one of the word's forms is shown, as the spelling would otherwise be the largest difference.
     """
     index = [group.name for group in contest.groups].index(PICTURE_WORD)
     start = sum(len(word.examples) for group in contest.groups[:index] for word in group.words)
@@ -133,7 +133,7 @@ SECTIONS: Mapping[str, Callable[[Contest], list[Row]]] = {
 
 
 def command(settings: Settings, console: Console) -> int:
-    """Measure; the exit status."""
+    """Measure; return the exit status."""
     if not settings.models:
         raise FlashElmoError("--models: expected folders of trained models, found none")
     contest = Contest(settings)

@@ -1,7 +1,7 @@
 """Vectors of examples: of the layers of a model, of random weights of its shape, and static ones.
 
-Static vectors are word2vec's (skip-grams, Mikolov et al. 2013), by gensim, of the text that models are trained on. A
-word has the same one in every sentence, so what tells its senses apart is the mean of the words around it.
+Static vectors are word2vec's (skip-grams, Mikolov et al. 2013), by gensim, from the text that models are trained on. A
+word has the same one in every sentence, so its senses are distinguished by the mean of the words around it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ WINDOWS = {"the 5 words on either side": 5, "the 10 words on either side": 10, "
 
 
 def layers(embed: Embed, examples: Sequence[Example]) -> dict[str, Float32]:
-    """The vectors [N, 2P] of the words in question, in every layer by its name and in the layers' average."""
+    """Return vectors [N, 2P] of the words in question, by each layer's name and in the layers' average."""
     sentences = [example.tokens for example in examples]
     found = zip(embed(sentences), examples, strict=True)
     stacked = np.stack([vectors[:, example.place].astype(np.float32) for vectors, example in found])
@@ -39,28 +39,28 @@ def layers(embed: Embed, examples: Sequence[Example]) -> dict[str, Float32]:
 
 
 def by_name(stacked: Float32) -> dict[str, Float32]:
-    """Vectors [N, L, 2P] by the name of their layer, and their average."""
+    """Return vectors [N, L, 2P] by the name of their layer, and their average."""
     named = {f"layer {k}": stacked[:, k] for k in range(stacked.shape[1])}
     return {**named, AVERAGE: stacked.mean(axis=1)}
 
 
 def embed_with(model: ElmoModel, settings: Settings, **options: Any) -> Embed:
-    """The engine on the processor in float32, in other respects as the options say."""
+    """Return the engine on the processor in float32, otherwise as the options say."""
     told: dict[str, Any] = {"device": "cpu", "precision": "fp32", "threads": settings.threads, **options}
     return ElmoEmbedder(model, **told).embed
 
 
 def models(settings: Settings) -> dict[str, ElmoModel]:
-    """The models of the settings by the last part of their path, or by all of it where two are called the same."""
+    """Return the models in the settings by the last part of their path, or by all of it if two have the same name."""
     last = [Path(path).name for path in settings.models]
     names = last if len(set(last)) == len(last) else settings.models
     return {name: load(path, settings.seed) for name, path in zip(names, settings.models, strict=True)}
 
 
 def random_models(found: Mapping[str, ElmoModel], settings: Settings) -> dict[str, list[ElmoModel]]:
-    """Models with random weights, of each shape that there is, a seed each, by how they are drawn.
+    """Return models with random weights, for each shape and seed, by how they are drawn.
 
-    How large weights are matters: states that forget more slowly tell more of the words around. So there are those of
+    The size of weights matters: states that forget more slowly reveal more of the words around. So there are those of
     `flashelmo init` and those of PyTorch's modules. Models with a lexicon keep it.
     """
     shapes = {model.config: model for model in found.values()}
@@ -75,9 +75,9 @@ def random_models(found: Mapping[str, ElmoModel], settings: Settings) -> dict[st
 
 
 def pytorch_weights(config: ElmoConfig, seed: int) -> ElmoWeights:
-    """Weights as PyTorch's modules begin with: embeddings normal, all else uniform within 1 / sqrt(inputs).
+    """Return the weights with which PyTorch's modules begin: embeddings normal, others uniform within 1 / sqrt(inputs).
 
-    Of an LSTM and its projection the inputs are C.
+    For an LSTM and its projection the inputs are C.
     """
     rng = np.random.default_rng(seed)
     tensors = {}
@@ -101,7 +101,7 @@ RANDOM: Mapping[str, Callable[[ElmoConfig, int], ElmoWeights]] = {
 
 
 def word_vectors(corpus: Path) -> Static:
-    """Vectors [256] of lower-case words that stand in the text twice or more; they are kept in the folder.
+    """Return vectors [256] of lower-case words that occur in the text at least twice; they are kept in the folder.
 
     Raises:
         MissingExtraError: gensim is not installed.
@@ -123,21 +123,21 @@ def _train(texts: Sequence[Path]) -> tuple[list[str], Float32]:
     lowered = [[token.lower() for token in tokens] for tokens in sentences_of(texts)]
     found: Any = Word2Vec(
         lowered, sg=1, vector_size=SIZE, window=WINDOW, min_count=MIN_COUNT, epochs=EPOCHS, seed=SEED, workers=1
-    )  # one worker: several give other vectors each time
+    )  # one worker: several would give other vectors each time
     return list(found.wv.index_to_key), np.asarray(found.wv.vectors, np.float32)
 
 
 def of_words(static: Static, tokens: Sequence[str]) -> Float32:
-    """[T, 256]; zeros for a word that has none."""
+    """Return [T, 256]; zeros for a word that has none."""
     absent = np.zeros(SIZE, np.float32)
     return np.array([static.get(token.lower(), absent) for token in tokens], np.float32).reshape(-1, SIZE)
 
 
 def around(static: Static, examples: Sequence[Example], reach: int | None) -> Float32:
-    """The mean vector [N, 256] of the words around the one in question, which itself is left out.
+    """Return the mean vector [N, 256] of the words around the one in question, without that one.
 
     Args:
-        reach: words on either side; None for all of the sentence.
+        reach: words on either side; None for the whole sentence.
     """
     rows = []
     for example in examples:
