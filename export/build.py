@@ -30,7 +30,7 @@ from flashelmo.export.unrolled import most_values, unrolled_graph, unrolled_tens
 from flashelmo.export.whole_model import elmo_graph
 
 # isort: split
-import onnx  # behind the graph's builder, which says how it is installed
+import onnx  # after the graph's builder, whose error says how to install it
 
 INT8_LEVELS, REDUCED_LEVELS = 127, 63
 LARGEST_HALF = float(np.finfo(np.float16).max)

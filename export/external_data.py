@@ -12,7 +12,7 @@ from flashelmo.engine.errors import FlashElmoError, reason_of
 from flashelmo.engine.graph.builder import Tensors
 
 # isort: split
-import onnx  # behind the graph's builder, which says how it is installed
+import onnx  # after the graph's builder, whose error says how to install it
 
 ALIGNMENT = 4096  # so that the file can be memory-mapped
 

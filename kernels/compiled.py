@@ -47,7 +47,7 @@ class Kernel(NamedTuple):
 
     @classmethod
     def of(cls, found: Any, kernel: Any, arguments: Mapping[str, Any]) -> Kernel | None:
-        """Return the kernel found by Triton's launch; None where only Triton knows how to launch it.
+        """Return the kernel in the result of Triton's launch; None where only Triton knows how to launch it.
 
         Args:
             arguments: of that launch, by parameter name.

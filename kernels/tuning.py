@@ -246,5 +246,5 @@ CLOCK_WORDS = 4  # per direction, before the values
 
 
 def exchange_size(D: int, P: int, C: int) -> int:
-    """Return the 64-bit words in which `lstm.persistent` programs exchange a depth's r and h, and sums of two."""
+    """Return the number of 64-bit words in which `lstm.persistent` exchanges a depth's r and h, and sums of two."""
     return D * (CLOCK_WORDS + EXCHANGED_ROWS * (P // 2 + C // 2 + 2 * C))

@@ -253,7 +253,7 @@ def ceilings(
 
 
 def lstm_step(config: ElmoConfig, rows: int, precision: str) -> Cost:
-    """Return the cost of one step of both directions, counting only the weights that are read again in every step."""
+    """Return the cost of one step of both directions, counting only recurrent and projection weights."""
     whole, recurrent = (step(config, rows, precision, way) for way in ("fused", "hoisted"))
     return replace(whole, weights=recurrent.weights)
 

@@ -93,7 +93,7 @@ def metadata_problems(metadata: Metadata, model: ElmoModel, expected: Metadata |
 
 
 def report_problems(path: Path, metadata: Metadata) -> list[str]:
-    """Check that the report beside the file, if there is one, is the one that the metadata refer to."""
+    """Return a problem if there is a report beside the file and it is not the one that the metadata refer to."""
     report = path.with_suffix(".report.json")
     if not metadata.report_sha256 or not report.is_file():
         return []

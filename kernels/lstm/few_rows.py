@@ -30,7 +30,7 @@ SHARED_BYTES = 220 << 10  # of a multiprocessor's memory that a program may fill
 
 
 def serves(run: LayerRun, rows: int) -> bool:
-    """Whether this is for so few rows: on Hopper, where the number of rows may decide the variant."""
+    """Whether this serves: few rows on Hopper, where the number of rows may decide the variant."""
     few = rows <= (MOST_ROWS if run.words is None else 2 * MOST_ROWS) and not run.options.batch_invariant
     return few and has_layout(run) and is_served(run.weights.dtype, run.weights.device)
 

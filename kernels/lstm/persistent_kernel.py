@@ -429,7 +429,7 @@ def persistent_kernel(
         first = last
         last = following
 
-    # The n rows that the next launch begins with; each thread stores what it has stored itself before.
+    # The n rows that the next launch begins with; each thread only reads here what it has stored itself.
     o_column = i_columns * COLUMNS + i_split * SHARE + gl.arange(0, SHARE, layout=gl.SliceLayout(0, TOTAL))
     node = (first - n + gl.arange(0, ROWS, layout=gl.SliceLayout(1, TOTAL))).to(gl.int64)
     m_node = node < first
