@@ -184,7 +184,7 @@ def take_turns(
 ) -> dict[Key, Timing]:
     """Take every measure once in each round, A B C A B C; one that raises has no samples, and the others go on.
 
-    pause: seconds before each.
+    Args:
         pause: seconds before each.
     """
     timings = {name: Timing([]) for name in measures}
