@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from test_checkpoint_manylangs import write as write_manylangs
+from manylangs_files import write as write_manylangs
 from tiny_models import MODELS
 
 from flashelmo.benchmarks.results import Results, Row

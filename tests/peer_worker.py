@@ -2,8 +2,8 @@
 
     PYTHON tests/peer_worker.py NAME JOB.json OUT.npz
 
-The job names a model's folder and lists sentences. OUT holds `CALL/i`, sentence i's vectors by each of the peer's
-calls. The code is Python 3.7's, which the oldest peers run on. What each ran in is written beside it.
+The job names a model's folder and lists sentences, also as batches. OUT holds `CALL/i`, sentence i's vectors by each of
+the peer's calls. The code is Python 3.7's, which the oldest peers run on. What each ran in is written beside it.
 """
 
 # ruff: noqa: B905 (of later Pythons)
@@ -20,7 +20,7 @@ def allennlp(job):
     """AllenNLP 0.9, by the two ways in which it was used.
 
     Python 3.7: pip install 'setuptools<66' wheel, then
-    pip install --no-build-isolation allennlp==0.9.0 'overrides<3.1' 'numpy<1.22'
+    pip install --no-build-isolation --only-binary=cymem,murmurhash allennlp==0.9.0 'overrides<3.1' 'numpy<1.22'
     """
     from allennlp.commands.elmo import ElmoEmbedder
     from allennlp.modules.elmo import Elmo, batch_to_ids
@@ -43,7 +43,8 @@ def allennlp(job):
 def bilm(job):
     """bilm-tf, whose only input is a file.
 
-    Python 3.7: pip install tensorflow==1.15.5 'protobuf<3.21' 'numpy<1.19' 'h5py<3', and a checkout of allenai/bilm-tf
+    Python 3.7: pip install tensorflow==1.15.5 'protobuf<3.21' 'numpy<1.19' 'h5py<3', and
+    the checkout 7cffee2 of allenai/bilm-tf
     """
     import h5py
     from bilm import dump_bilm_embeddings
@@ -130,7 +131,61 @@ def flair(job):
     return {"carried": carried, "fresh": vectors()}
 
 
-PEERS = {each.__name__: each for each in (allennlp, bilm, simple_elmo, elmoformanylangs, bio_embeddings, flair)}
+def golden_allennlp(job):
+    """Of tests/golden: one batch that begins at zero, batches one after the other, and the layers' mix."""
+    from allennlp.commands.elmo import ElmoEmbedder
+    from allennlp.modules.elmo import Elmo, batch_to_ids
+
+    embedder = ElmoEmbedder(job.options, job.weights)
+    module = Elmo(job.options, job.weights, 1, dropout=0.0, scalar_mix_parameters=job.mix).eval()
+    mixed = module(batch_to_ids(job.sentences))["elmo_representations"][0].detach().numpy()
+    return {
+        "stateless": ElmoEmbedder(job.options, job.weights).embed_batch(job.sentences),
+        "stateful": [vectors for batch in job.batches for vectors in embedder.embed_batch(batch)],
+        "mix": [row[: len(sentence)] for row, sentence in zip(mixed, job.sentences)],
+    }
+
+
+def golden_bilm(job):
+    """Of tests/golden: batches one after the other, and each sentence by itself, as the command does it."""
+    import tensorflow
+    from bilm import Batcher, BidirectionalLanguageModel, TokenBatcher
+
+    found = {} if job.vocabulary else {"one by one": bilm(job)["dump_bilm_embeddings"]}
+    with open(job.options, encoding="utf-8") as file:
+        size = json.load(file).get("char_cnn", {}).get("max_characters_per_token")
+    tensorflow.reset_default_graph()
+    if job.vocabulary:
+        batcher, ids = TokenBatcher(job.vocabulary), tensorflow.placeholder("int32", (None, None))
+        words = {"use_character_inputs": False, "embedding_weight_file": job.weights}
+    else:
+        batcher, ids = Batcher("vocabulary.txt", size), tensorflow.placeholder("int32", (None, None, size))
+        words = {}
+    layers = BidirectionalLanguageModel(job.options, job.weights, **words)(ids)["lm_embeddings"]
+    found["stateful"] = []
+    with tensorflow.Session() as session:
+        session.run(tensorflow.global_variables_initializer())
+        for batch in job.batches:
+            rows = session.run(layers, {ids: batcher.batch_sentences(batch)})
+            found["stateful"] += [row[:, : len(sentence)] for row, sentence in zip(rows, batch)]
+    return found
+
+
+def golden_elmoformanylangs(job):
+    """Of tests/golden: one batch that begins at zero, and batches one after the other, whose longest rows are first."""
+    from elmoformanylangs import Embedder
+
+    embedder = Embedder(job.folder)
+    return {
+        "stateless": Embedder(job.folder).sents2elmo(job.sentences, output_layer=-2),
+        "stateful": [vectors for batch in job.batches for vectors in embedder.sents2elmo(batch, output_layer=-2)],
+    }
+
+
+GOLDEN = (golden_allennlp, golden_bilm, golden_elmoformanylangs)
+PEERS = {
+    each.__name__: each for each in (allennlp, bilm, simple_elmo, elmoformanylangs, bio_embeddings, flair, *GOLDEN)
+}
 
 
 if __name__ == "__main__":

@@ -1,62 +1,50 @@
 """Other ELMo programs beside flashelmo: the largest difference of their vectors, on the same weights.
 
     python tests/peers.py --python allennlp=ENV/bin/python --python bilm=ENV/bin/python … [--out FILE.json]
+    python tests/peers.py --python allennlp=ENV/bin/python … --write-golden
 
 Each peer's own code runs in an environment of its own (`tests/peer_worker.py` says which); flashelmo's side is what
 docs/coming-from.md has in its place. The weights are those of the model in the package, written as bilm-tf
 writes them; ELMoForManyLangs has the golden model. What published implementations left in `../shared/data/golden` is
 compared too. The exit status is 1 where a difference is not below 1e-5; `python -m benchmarks report` makes the table.
+With `--write-golden` nothing is compared: what the peers compute of small models is kept in `tests/golden`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import golden_outputs
 import h5py
 import numpy as np
+from peer_runs import Job, Vectors, run_peer, versions
 
-from flashelmo import Elmo, ElmoEmbedder, batch_to_ids
+from flashelmo import Elmo, batch_to_ids
 from flashelmo.benchmarks.results import FAILED, Results, Row, new_results
 from flashelmo.benchmarks.settings import Settings
-from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints import load_model
 from flashelmo.engine.model.checkpoints.bilm import write_bilm
 from flashelmo.engine.model.named.locate import model_path
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT.parent / "shared" / "data" / "golden"
-WORKER = ROOT / "tests" / "peer_worker.py"
+GOLDEN_PEERS = ("allennlp", "bilm", "elmoformanylangs")
 BOUND = 1e-5
 SECTION, UNIT = "peers", "largest difference"
 # Characters of one to four bytes, words longer than the 50 ids that a word has, and a sentence of one word.
 ODD = ["Zoë ate naïve crêpes , 日本語 😀 .", f"{'long' * 20} words {'é' * 40} are cut", "Adam"]
 PROTEINS = ["SEQWENCE", "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ", "M", "GAVLIPFMWXU"]
-PACKAGES = ("allennlp", "torch", "tensorflow", "tensorflow_cpu")  # that peers compute with
 MIX = [0.2, 0.5, -0.3]
 LABELS = {"bilm": "bilm-tf", "elmoformanylangs": "ELMoForManyLangs", "allennlp": "AllenNLP", "bio_embeddings": "SeqVec"}
 PADDED = "its mean counts the padding of shorter sentences"
 NOT_HAD = {"TensorFlow Hub": "its checkpoint comes from tfhub.dev alone, which the machine did not reach"}
-
-Vectors = Sequence[np.ndarray[Any, Any]]
-
-
-class Job(NamedTuple):
-    """A model, as its folder, and what is embedded with it."""
-
-    folder: Path
-    sentences: list[list[str]]
-
-    def load(self, **options: Any) -> ElmoEmbedder:
-        """flashelmo with the model."""
-        return ElmoEmbedder.load(self.folder, device="cpu", precision="fp32", **options)
 
 
 class Call(NamedTuple):
@@ -147,34 +135,6 @@ def job_of(peer: str, folder: Path) -> Job:
     return Job(folder / "tiny", [line.split() for line in [*text[:24], *ODD]])
 
 
-def versions(peer: str, python: str) -> str:
-    """Of Python, the peer, and what it computes with."""
-    about = "import platform; print(platform.python_version())"
-    number = subprocess.run([python, "-c", about], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
-    command = [python, "-m", "pip", "list", "--disable-pip-version-check", "--format=json"]
-    listed = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-    installed = {each["name"].lower().replace("-", "_"): each["version"] for each in listed}
-    found = [f"{name} {installed[name]}" for name in dict.fromkeys([peer, *PACKAGES]) if name in installed]
-    return ", ".join([*found, f"Python {number}"])
-
-
-def run_peer(peer: str, python: str, job: Job, folder: Path) -> dict[str, Vectors]:
-    """Vectors by call of a peer's own code."""
-    options, weights = job.folder / "options.json", job.folder / "weights.hdf5"
-    values = {"folder": job.folder, "options": options, "weights": weights, "text": folder / "text.txt"}
-    (folder / "text.txt").write_text("".join(f"{' '.join(each)}\n" for each in job.sentences), encoding="utf-8")
-    stated = {name: str(value) for name, value in values.items()} | {"sentences": job.sentences}
-    (folder / "job.json").write_text(json.dumps(stated), encoding="utf-8")
-    command = [python, str(WORKER), peer, "job.json", "out.npz"]
-    if status := subprocess.run(command, cwd=folder, stdout=subprocess.DEVNULL).returncode:
-        raise FlashElmoError(f"{peer}: expected vectors from {python}, found status {status}")
-    found: dict[str, list[np.ndarray[Any, Any]]] = {}
-    with np.load(folder / "out.npz") as file:
-        for name in file.files:
-            found.setdefault(name.rpartition("/")[0], []).append(file[name])
-    return dict(found)
-
-
 def difference(theirs: Vectors, ours: Vectors) -> float:
     """The largest of any number; infinite where they are not as many, of other shapes, or none."""
     if [each.shape for each in theirs] != [each.shape for each in ours]:
@@ -248,10 +208,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--python", action="append", default=[], metavar="PEER=PYTHON", help=f"of {', '.join(CALLS)}")
     parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--write-golden", action="store_true", help=f"keep outputs of {', '.join(GOLDEN_PEERS)}")
     given = parser.parse_args(arguments)
     pythons = dict(each.partition("=")[::2] for each in given.python)
-    if unknown := sorted(set(pythons) - set(CALLS)):
-        parser.error(f"--python: expected PEER=PYTHON of {', '.join(CALLS)}, found {unknown[0]!r}")
+    peers = GOLDEN_PEERS if given.write_golden else tuple(CALLS)
+    if unknown := sorted(set(pythons) - set(peers)):
+        parser.error(f"--python: expected PEER=PYTHON of {', '.join(peers)}, found {unknown[0]!r}")
+    if given.write_golden:
+        golden_outputs.write(pythons)
+        return 0
     results = run(pythons)
     for each in results.rows:
         print(f"{each.name}: {each.detail or 'none'}: {each.median or ''} {each.note}")

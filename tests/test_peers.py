@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import golden_outputs
 import numpy as np
 import peers
 import pytest
@@ -20,6 +21,39 @@ def dump_bilm_embeddings(vocabulary, text, options, weights, out):
         for i, line in enumerate(lines):
             file[str(i)] = embedder.embed_sentence(line.split()) + (2e-5 if i == 3 else 0)
 """
+
+MANYLANGS = """
+from flashelmo import ElmoEmbedder
+
+class Embedder:
+    def __init__(self, folder):
+        self.embedder = ElmoEmbedder.load(folder, stateful=True)
+
+    def sents2elmo(self, sentences, output_layer):
+        return self.embedder.embed_batch(sentences)
+"""
+
+
+def test_what_a_peer_computes_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elmoformanylangs.py").write_text(MANYLANGS, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
+    case = golden_outputs.Case("elmoformanylangs", "manylangs")
+    kept, about = case.outputs(), golden_outputs.made()["elmoformanylangs"]["models"]
+    for name, path in (("FOLDER", tmp_path / "golden"), ("MADE", tmp_path / "golden" / "made.json")):
+        monkeypatch.setattr(golden_outputs, name, path)
+    monkeypatch.setattr(golden_outputs, "CASES", [case])
+    assert peers.main(["--write-golden", "--python", f"elmoformanylangs={sys.executable}"]) == 0
+    made = golden_outputs.made()["elmoformanylangs"]
+    assert made["models"] == {"manylangs": about["manylangs"]} and f"numpy {np.__version__}" in made["versions"]
+    found = case.outputs()
+    assert found.keys() == kept.keys()
+    assert all(peers.difference(kept[call], found[call]) < peers.BOUND for call in kept)
+
+
+def test_only_some_peers_have_outputs_that_are_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        peers.main(["--write-golden", "--python", "flair=python"])
+    assert "expected PEER=PYTHON of allennlp, bilm, elmoformanylangs, found 'flair'" in capsys.readouterr().err
 
 
 def test_a_peer_that_differs_is_found(

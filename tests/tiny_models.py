@@ -42,11 +42,13 @@ SENTENCES = [
 ]
 
 
-def random_model(config: ElmoConfig, lexicon: Lexicon | None = None, seed: int = 0) -> ElmoModel:
+def random_model(
+    config: ElmoConfig, lexicon: Lexicon | None = None, seed: int = 0, deviation: float = 0.7
+) -> ElmoModel:
     """A model with normally distributed weights of any configuration."""
     rng = np.random.default_rng(seed)
     shapes = expected_shapes(config)
-    tensors = {name: rng.normal(0, 0.7, shape).astype(np.float32) for name, shape in sorted(shapes.items())}
+    tensors = {name: rng.normal(0, deviation, shape).astype(np.float32) for name, shape in sorted(shapes.items())}
     return ElmoModel(config, ElmoWeights.from_named_tensors(tensors, config), lexicon, Path("random"), "native")
 
 
