@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from checkpoint_files import edit_json, fails
+from manylangs_files import write as write_manylangs
 from safetensors.numpy import load_file, save_file
 from tiny_models import MODELS
 
@@ -310,9 +311,10 @@ def test_files_of_a_model_are_not_the_model(folder, tmp_path):
     fails(tmp_path / "absent", "absent: no such file or folder")
 
 
-@pytest.mark.parametrize("name", ["bilm_skip", "manylangs"])
-def test_convert(name, golden, tmp_path):
-    model = convert(golden / name, tmp_path / "native")
+@pytest.mark.parametrize(("name", "write"), [("skip", write_bilm), ("manylangs", write_manylangs)])
+def test_convert(name, write, tmp_path):
+    write(MODELS[name], tmp_path / "model")
+    model = convert(tmp_path / "model", tmp_path / "native")
     converted = load_model(tmp_path / "native")
     same_model(converted, model)
     again = convert(tmp_path / "native", tmp_path / "again")
@@ -322,8 +324,8 @@ def test_convert(name, golden, tmp_path):
     facts = describe(converted)
     assert (facts["format"], facts["source_format"]) == ("native", model.format)
     with pytest.raises(FlashElmoError, match="exists already"):
-        convert(golden / name, tmp_path / "native")
-    convert(golden / name, str(tmp_path / "native"), overwrite=True)
+        convert(tmp_path / "model", tmp_path / "native")
+    convert(tmp_path / "model", str(tmp_path / "native"), overwrite=True)
 
 
 def test_convert_does_not_write_over_its_source(folder):
@@ -377,10 +379,11 @@ def test_a_clip_beyond_all_integer_types_bounds_nothing():
         np.testing.assert_array_equal(found, expected)
 
 
-def test_describe_names_both_pickles(golden):
-    files = describe(load_model(golden / "manylangs"))["files"]
+def test_describe_names_both_pickles(tmp_path):
+    folder = write_manylangs(MODELS["manylangs"], tmp_path / "model")
+    files = describe(load_model(folder))["files"]
     assert [file["name"] for file in files] == ["token_embedder.pkl", "encoder.pkl"]
-    encoder = (golden / "manylangs" / "encoder.pkl").read_bytes()
+    encoder = (folder / "encoder.pkl").read_bytes()
     assert files[1]["sha256"] == hashlib.sha256(encoder).hexdigest() and files[1]["bytes"] == len(encoder)
 
 
