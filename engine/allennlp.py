@@ -27,7 +27,7 @@ def files_of(first: Any, weight_file: Any, options_file: Any) -> tuple[Path, Pat
             return path_of("options_file", options_file), None
         return path_of("model", first), None if options_file is None else path_of("options_file", options_file)
     if first is not None and options_file is not None:
-        raise FlashElmoError("options_file: expected one, found another beside it")
+        raise FlashElmoError("options_file: expected one, found two")
     options_file = options_file if first is None else first
     return path_of("weight_file", weight_file), None if options_file is None else path_of("options_file", options_file)
 
@@ -37,7 +37,7 @@ def with_defaults(weight_file: Any, cuda_device: Any, options: Options) -> Optio
     if weight_file is None and cuda_device is None:
         return options
     if cuda_device is not None and "device" in options:
-        raise FlashElmoError(f"cuda_device: expected none beside device, found {cuda_device!r:.60}")
+        raise FlashElmoError(f"cuda_device: cannot be combined with device, found {cuda_device!r:.60}")
     device = device_name("cuda_device", -1 if cuda_device is None else cuda_device)
     return cast(Options, {"device": device, "precision": "fp32", **options})
 

@@ -109,7 +109,7 @@ def _devices(names: tuple[str, ...]) -> tuple[str, ...]:
     if not names or (len(names) > 1 and {"auto", "cpu"} & set(names)):
         raise FlashElmoError(f"device: expected one, or several CUDA devices, found {list(names)}")
     if len(names) > 1 and "cuda" in names:
-        raise FlashElmoError(f"device: expected a number of each of several, as in 'cuda:0', found {list(names)}")
+        raise FlashElmoError(f"device: each of several needs a number, as in 'cuda:0', found {list(names)}")
     return names
 
 

@@ -94,7 +94,7 @@ class ElmoEmbedder:
             self._read_model = partial(load_model, *again)
             self._load_again = partial(type(self).load, again[0], options_file=again[1], **options)
         elif weight_file is not None or options_file is not None:
-            raise FlashElmoError("weight_file, options_file: expected none beside a model in memory, found one")
+            raise FlashElmoError("weight_file, options_file: cannot be combined with a model in memory")
         else:
             self._read_model = lambda: model
         self.config: ElmoConfig = model.config

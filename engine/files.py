@@ -74,10 +74,10 @@ def take_folder(folder: Path, take: Callable[[], bool]) -> None:
     try:
         taken = take()
     except NO_LOCKS:
-        logger.warning("%s: no file locks here: expected no other run that writes here, nobody checks it", folder)
+        logger.warning("%s: no file locks here, so nothing keeps another run from writing to it", folder)
         return
     if not taken:
-        raise FlashElmoError(f"{folder}: expected no other run that writes here, found one at work")
+        raise FlashElmoError(f"{folder}: another run is writing here")
 
 
 def why_not_written(error: BaseException, folder: Path) -> str:

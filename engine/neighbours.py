@@ -145,7 +145,7 @@ def neighbours_of(
 def check_layers(layers: Layers) -> None:
     """Raise FlashElmoError where a token has not one vector."""
     if not Output(layers).single:
-        raise FlashElmoError(f"layers: expected one of them, 'top' or 'average', found {shown(layers)}")
+        raise FlashElmoError(f"layers: expected a layer's number, 'top' or 'average', found {shown(layers)}")
 
 
 def _embedded(elmo: ElmoEmbedder, sentences: Iterable[Sequence[str]], layers: Layers) -> Iterator[Array]:

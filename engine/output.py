@@ -46,7 +46,7 @@ class Output:
         mix: Any = self.mix
         if mix is not None:
             if layers not in ("all", "average"):
-                raise FlashElmoError(f"layers: expected none beside mix, found {layers!r}")
+                raise FlashElmoError(f"layers: cannot be combined with mix, found {layers!r}")
             layers, mix = "average", finite_numbers("mix", mix)
         object.__setattr__(self, "layers", layers)
         object.__setattr__(self, "mix", mix)

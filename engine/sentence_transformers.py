@@ -83,4 +83,4 @@ def check_foreign(embedders_device: str, device: Device | None, precision: Any, 
 
 @cache
 def _warn_of_prompts() -> None:
-    logger.warning("prompt_name: ELMo has no prompts; it is without effect")
+    logger.warning("prompt_name: ELMo has no prompts; it has no effect")

@@ -90,7 +90,7 @@ class OnnxElmo:
         self.metadata = Metadata.from_properties(properties_of(session, first), str(first))
         if self.metadata.bucket != bucket_of(first):
             expected = "a general file" if self.metadata.bucket is None else bucket_name(self.metadata.bucket)
-            raise FlashElmoError(f"{first}: expected another name, as its metadata say: {expected}")
+            raise FlashElmoError(f"{first}: its metadata belong to another name: {expected}")
         self._inputs = {value.name: number_type(value.type) for value in session.get_inputs()}
         self._outputs = {value.name: number_type(value.type) for value in session.get_outputs()}
         if sorted(self._inputs) != sorted(input_names(self.metadata)):
@@ -122,7 +122,7 @@ class OnnxElmo:
             FlashElmoError: there are session options, which ONNX Runtime cannot copy.
         """
         if self._has_options:
-            raise FlashElmoError("session_options: expected none where an OnnxElmo is copied or pickled, found some")
+            raise FlashElmoError("session_options: an OnnxElmo that has them cannot be copied or pickled")
         return self._open_again, ()
 
     def reset_state(self) -> None:

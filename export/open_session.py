@@ -65,7 +65,7 @@ def model_files(path: Path) -> list[Path]:
         return _unrolled(preferred[0])
     if others:
         names = ", ".join(other.name for other in others)
-        raise FlashElmoError(f"{file}: expected this file or a single other one, found {names}; pass the path of one")
+        raise FlashElmoError(f"{file}: expected this file or exactly one other, found {names}; pass the path of one")
     raise FlashElmoError(f"{file}: expected a model exported by flashelmo, found no such file")
 
 
@@ -127,7 +127,7 @@ def options_of(given: Any, threads: int | None) -> Any:
         if not isinstance(given, onnxruntime.SessionOptions):
             raise FlashElmoError(f"session_options: expected onnxruntime.SessionOptions, found {shown(given)}")
         if threads is not None:
-            raise FlashElmoError("threads: expected them in session_options, since these are given, found both")
+            raise FlashElmoError("threads: with session_options, set them there")
         return given
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or n_cores()

@@ -139,7 +139,7 @@ def _check_target(
     if target == "any":
         for name, value in given.items():
             if value is not None:
-                raise FlashElmoError(f"{name}: expected none in a file for any machine, found {shown(value)}")
+                raise FlashElmoError(f"{name}: only for target 'cuda', found {shown(value)}")
         return []
     if "int8" in precisions:
         raise FlashElmoError("precision: expected fp32 or fp16 in files for CUDA, found 'int8'")
@@ -148,7 +148,7 @@ def _check_target(
     others["characters"] = characters if is_one_of(characters, "dynamic") else None
     for name, found in others.items():
         if found:
-            raise FlashElmoError(f"{name}: expected none in files for CUDA, found {shown(found)}")
+            raise FlashElmoError(f"{name}: not for target 'cuda', found {shown(found)}")
     sizes = {name: _sizes(name, DEFAULTS[name] if value is None else value) for name, value in given.items()}
     return [(sentences, tokens) for tokens in sizes["steps"] for sentences in sizes["batch"]]
 
@@ -178,7 +178,7 @@ def check_folder(folder: str | Path, overwrite: bool) -> None:
     """Raise FlashElmoError, before the work is done, if `export_onnx` could not write the folder."""
     folder = utf8_path_of("folder", folder)
     if folder.suffix == ".onnx":
-        raise FlashElmoError(f"{folder}: expected the name of a folder to write, found that of a file")
+        raise FlashElmoError(f"{folder}: expected a folder to write, found a file")
     check_replaceable(folder, overwrite, _is_ours)
 
 

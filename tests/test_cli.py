@@ -141,7 +141,7 @@ def test_overwrite(here: Path, model: Path, succeed: Run, fail: Run) -> None:
     assert (here / "v.h5").read_text() == "precious"
     succeed("embed", "text.txt", "v.h5", "--model", model, "--overwrite")
     check_vectors(read("v.h5"), expected(model, Output()))
-    assert "is the text itself" in fail("embed", "text.txt", "text.txt", "--model", model, "--overwrite")
+    assert "is the input text itself" in fail("embed", "text.txt", "text.txt", "--model", model, "--overwrite")
 
 
 def test_overwriting_spares_the_model(
@@ -174,10 +174,13 @@ def test_overwriting_spares_the_model(
         ([".", "v.h5"], ".: Is a directory"),
         (["text.txt", "absent/v.h5"], "absent/v.h5: there is no folder"),
         (["text.txt", "v.h5", "--mix", "1,2"], "mix: expected 3 coefficients, one a layer, found 2"),
-        (["text.txt", "v.h5", "--mix", "1,x,2"], "--mix: expected a number for each layer with commas, found '1,x,2'"),
+        (
+            ["text.txt", "v.h5", "--mix", "1,x,2"],
+            "--mix: expected one number per layer, separated by commas, found '1,x,2'",
+        ),
         (["text.txt", "v.h5", "--mix", "1,-1e39,1"], "mix: expected numbers that float32 can hold, found"),
         (["text.txt", "v.h5", "--mix", "1,2,nan"], "mix: expected a finite number for each layer, found"),
-        (["text.txt", "v.h5", "--mix", "1,2,3", "--layers", "0"], "layers: expected none beside mix, found 0"),
+        (["text.txt", "v.h5", "--mix", "1,2,3", "--layers", "0"], "layers: cannot be combined with mix, found 0"),
         (["text.txt", "v.h5", "--layers", "1,3"], "layers: expected a layer from 0 to 2, found 3"),
         (["text.txt", "v.h5", "--layers", "1,1"], "layers: expected all, top, average, a layer's number or several"),
         (["text.txt", "v.h5", "--layers", "1,x,2"], "layers: expected all, top, average, a layer's number or several"),
@@ -191,7 +194,7 @@ def test_overwriting_spares_the_model(
         (["text.txt", "v.h5", "--device", "gpu"], "device: expected"),
         (["text.txt", "v.h5", "--device", "cpu,cuda"], "device: expected one, or several CUDA devices"),
         (["text.txt", "v.h5", "--device", "cuda"], "device 'cuda': expected"),
-        (["text.txt", "v.h5", "--batch-size", "8"], "--batch-size: expected --stateful beside it"),
+        (["text.txt", "v.h5", "--batch-size", "8"], "--batch-size: requires --stateful"),
         (["text.txt", "v.csv"], "v.csv: expected a name that ends with .h5, .hdf5 or .npz, found .csv"),
         (["text.txt", "-"], "-: expected a file's name"),
         (["text.txt", "v.h5", "--stateful", "--batch-size", "0"], "batch_size: expected 1 or more, found 0"),
@@ -357,7 +360,7 @@ def test_elmo_command_is_stateful_by_row(here: Path, model: Path, succeed: Run) 
     succeed(*arguments, "--all", "--forget-sentences", "--vocab-path", "vocabulary", "--cuda-device", "-1")
     assert sorted(read("v.h5")) == ["0", "1", "2", "3", "4"]
     said = succeed(*arguments, "--all", "--include-package", "a", "--include-package", "b", "--file-friendly-logging")
-    assert said.count("--include-package is without effect") == 1 and "\r" not in said
+    assert said.count("--include-package has no effect") == 1 and "\r" not in said
 
 
 def test_elmo_command_writes_hdf5_whatever_the_suffix(here: Path, model: Path, succeed: Run) -> None:
@@ -371,7 +374,7 @@ def test_elmo_command_writes_hdf5_whatever_the_suffix(here: Path, model: Path, s
     [
         (["--weight-file", "w"], "expected one of --all, --top and --average, found none"),
         (["--weight-file", "w", "--all", "--top"], "expected one of --all, --top and --average, found all top"),
-        (["--all"], "--weight-file: expected the weights of a model, or its name, as original"),
+        (["--all"], "--weight-file: expected the weights of a model, or its name, such as original"),
         (["--all", "--weight-file", "absent.hdf5"], "absent.hdf5: no such file or folder"),
     ],
 )
@@ -446,7 +449,7 @@ def test_init_info_and_convert(here: Path, succeed: Run, fail: Run) -> None:
     assert facts["processor"]["precision"] == "fp32"
     assert {"precision": "int8", "relative_error": 0.03, "needs": ""} in facts["processor"]["faster"]
     said = succeed("info", "b")
-    assert "fp32 unless told" in said and "faster perhaps: --precision int8, relative error below 0.03\n" in said
+    assert "fp32 by default" in said and "possibly faster: --precision int8, relative error below 0.03\n" in said
     assert "parameters: 13,593,312\n" in said and "format: bilm-hdf5\n" in said and "weights.hdf5: 54." in said
     assert "seed" not in said and "sha256" in said
 

@@ -169,7 +169,7 @@ def test_a_forked_process_is_told_at_once_that_it_needs_its_own_embedder() -> No
         try:
             embedder.embed_batch([["the"]])
         except FlashElmoError as error:
-            return "found one forked from it; start processes by 'spawn'" in str(error)
+            return "was forked from the one that loaded the embedder; start processes by 'spawn'" in str(error)
         return False
 
     assert succeeds_in_a_fork(check)

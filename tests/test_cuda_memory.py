@@ -129,8 +129,7 @@ def test_a_sentence_that_does_not_fit_is_named_with_sizes(expected: list[Any], m
             list(stream)
     assert n_tokens(compute.failed) == [14, 6, 6]
     assert str(error.value) == (
-        f"sentence of 6 tokens: expected one that fits the memory of {TORCH_DEVICE}, where 0.25 GiB are free; "
-        "found one that needs about 0.00 GiB"
+        f"sentence of 6 tokens: needs about 0.00 GiB on {TORCH_DEVICE}, where 0.25 GiB are free"
     )
     assert error.value.__cause__ is None and error.value.__suppress_context__ is False
     assert_close(embedder.embed_batch(SENTENCES), expected)

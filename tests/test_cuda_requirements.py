@@ -361,7 +361,7 @@ def test_cuda_never_falls_back(machine: Machine, runtime: Any, caplog: pytest.Lo
         (([], "auto", "auto"), "device: expected one, or several CUDA devices, found []"),
         (
             (["cuda", "cuda:1"], "auto", "auto"),
-            "device: expected a number of each of several, as in 'cuda:0', found ['cuda', 'cuda:1']",
+            "device: each of several needs a number, as in 'cuda:0', found ['cuda', 'cuda:1']",
         ),
         ((["cuda", "cpu"], "auto", "auto"), "device: expected one, or several CUDA devices, found ['cuda', 'cpu']"),
         ((["auto", "cuda"], "auto", "auto"), "device: expected one, or several CUDA devices, found ['auto', 'cuda']"),

@@ -362,7 +362,7 @@ def test_what_a_device_has_given_stands_though_it_fails_then(
     if others:
         assert_whole(pool, numbered(9))
     else:
-        with pytest.raises(FlashElmoError, match=r"found none; end: RuntimeError: driver shutting down$"):
+        with pytest.raises(FlashElmoError, match=r"is still running; end: RuntimeError: driver shutting down$"):
             run(pool, numbered(9))
     assert len(caplog.records) == 1
 
@@ -371,7 +371,7 @@ def test_no_device_is_left(faulty: Callable[..., DevicePool], caplog: pytest.Log
     pool, windows = faulty("a", "b"), numbered(20)
     windows[12:12] = [window("kill")]
     given = []
-    message = r"^device: expected one that still runs, found none; [ab]: killed by SIGKILL$"
+    message = r"^device: none is still running; [ab]: killed by SIGKILL$"
     with pytest.raises(FlashElmoError, match=message):
         for each, _ in pool.stream(windows, ALL, ignore):
             given.append(id(each))
@@ -418,7 +418,7 @@ def test_a_closed_pool_says_so(faulty: Callable[..., DevicePool], caplog: pytest
     next(stream)
     pool.close()
     pool.close()
-    with pytest.raises(FlashElmoError, match="expected one that still runs, found none"):
+    with pytest.raises(FlashElmoError, match="none is still running"):
         collect(stream)
     assert not caplog.records
 

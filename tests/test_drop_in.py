@@ -80,9 +80,12 @@ def test_allennlps_call_has_allennlps_device_and_precision(files: SimpleNamespac
         ({"weight_file": 7}, "weight_file: expected a path, found 7"),
         ({"weight_file": "w", "options_file": 7}, "options_file: expected a path, found 7"),
         ({"model": 7}, "model: expected a path, found 7"),
-        ({"model": "o", "weight_file": "w", "options_file": "o"}, "options_file: expected one, found another beside"),
-        ({"model": MODELS["skip"], "weight_file": "w"}, "weight_file, options_file: expected none beside a model in"),
-        ({"model": "m", "cuda_device": 0, "device": "cpu"}, "cuda_device: expected none beside device, found 0"),
+        ({"model": "o", "weight_file": "w", "options_file": "o"}, "options_file: expected one, found two"),
+        (
+            {"model": MODELS["skip"], "weight_file": "w"},
+            "weight_file, options_file: cannot be combined with a model in",
+        ),
+        ({"model": "m", "cuda_device": 0, "device": "cpu"}, "cuda_device: cannot be combined with device, found 0"),
         ({"model": "m", "cuda_device": -2}, "cuda_device: expected a name as 'cuda:0', a number, -1 for the CPU, or a"),
         ({"model": "m", "cuda_device": [0, 1]}, "cuda_device: expected a name as 'cuda:0', a number, -1 for the CPU"),
         ({"model": "/absent"}, "/absent: no such file or folder"),
@@ -292,7 +295,7 @@ def test_encode_as_sentence_transformers_callers_use_it(
                 TEXTS, output_value=output_value, device=device, prompt_name="query", show_progress_bar=None
             )
             assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
-    assert [record.message for record in caplog.records] == ["prompt_name: ELMo has no prompts; it is without effect"]
+    assert [record.message for record in caplog.records] == ["prompt_name: ELMo has no prompts; it has no effect"]
 
 
 @pytest.mark.parametrize(

@@ -161,14 +161,14 @@ def test_verifying_again(here: Path, model: Path, succeed: Run, fail: Run) -> No
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["out.onnx"], "out.onnx: expected the name of a folder to write, found that of a file"),
+        (["out.onnx"], "out.onnx: expected a folder to write, found a file"),
         (["out", "--precision", "fp8"], "precision: expected fp32, fp16, int8, found 'fp8'"),
         (["out", "--precision", "fp32,fp8"], "precision: expected fp32, fp16, int8, found 'fp8'"),
         (["out", "--precision", "int8,int8"], "one or more of fp32, fp16, int8, each once, found int8, int8"),
-        (["out", "--layers", "top"], "--layers: expected whole numbers with commas, found 'top'"),
+        (["out", "--layers", "top"], "--layers: expected whole numbers separated by commas, found 'top'"),
         (["out", "--layers", "3"], "layers: expected different numbers from 0 to 2, found [3]"),
         (["out", "--mix", "1e39,1,1"], "mix: expected numbers that float32 can hold, found 1e+39"),
-        (["out", "--mix", "a,b"], "--mix: expected a number for each layer with commas, found 'a,b'"),
+        (["out", "--mix", "a,b"], "--mix: expected one number per layer, separated by commas, found 'a,b'"),
         (["out", "--mix", "1,2"], "mix: expected 3 finite coefficients, not all 0, found [1.0, 2.0]"),
         (["out", "--characters", "50"], "characters: expected 12 or 'dynamic', found '50'"),
         (["out", "--provider", "cuda"], "CUDAExecutionProvider"),

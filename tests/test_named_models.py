@@ -185,7 +185,9 @@ def test_what_cannot_go_on_begins_again(
 
 
 def test_a_wrong_sum_is_not_kept(site: Site, home: Path) -> None:
-    with pytest.raises(FlashElmoError, match=r"/weights.hdf5: expected sha256 0{64}, that its authors publish, found"):
+    with pytest.raises(
+        FlashElmoError, match=r"/weights.hdf5: expected sha256 0{64}, as published by its authors, found"
+    ):
         download(model_of(site, "weights.hdf5", "options.json", weights="0" * 64), home)
     assert [path for path in home.rglob("*") if path.is_file() and path.name != ".little.lock"] == []
     assert len(site.asked) == 1, "a wrong file is not asked for again"
@@ -198,7 +200,7 @@ def test_the_first_download_is_what_later_ones_are_compared_with(little: NamedMo
     download(little, home, overwrite=True)
     assert check(folder) == []
     site.files["/weights.hdf5"] += b"more"
-    with pytest.raises(FlashElmoError, match="of the first download, found another"):
+    with pytest.raises(FlashElmoError, match="as in the first download, found another"):
         download(little, home, overwrite=True)
     assert check(folder) == [], "what was there stays"
 

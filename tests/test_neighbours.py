@@ -85,7 +85,7 @@ def test_a_text_is_embedded_once_for_all_uses(elmo: ElmoEmbedder, monkeypatch: p
         ("a load", "light", "average", "word: expected one of 'a load', found 'light'"),
         ("a load", 2, "average", "word: expected 0 to 1, found 2"),
         ("", 0, "average", "query: expected a sentence with a word in it, found ''"),
-        ("a load", "load", "all", "layers: expected one of them, 'top' or 'average', found 'all'"),
+        ("a load", "load", "all", "layers: expected a layer's number, 'top' or 'average', found 'all'"),
     ],
 )
 def test_what_is_wrong_is_said(elmo: ElmoEmbedder, query: str, word: Any, layers: Any, message: str) -> None:

@@ -122,7 +122,7 @@ def test_threads_and_session_options(toy: Path) -> None:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     np.testing.assert_array_equal(OnnxElmo(toy, session_options=options).embed(["a"]), OnnxElmo(toy).embed(["a"]))
-    with pytest.raises(FlashElmoError, match="threads: expected them in session_options, since these are given"):
+    with pytest.raises(FlashElmoError, match="threads: with session_options, set them there"):
         OnnxElmo(toy, session_options=options, threads=1)
     with pytest.raises(FlashElmoError, match=r"threads: expected 1 to \d+, found 0"):
         OnnxElmo(toy, threads=0)
@@ -311,7 +311,7 @@ def test_a_folder_means_the_only_file_in_it(toy: Path, tmp_path: Path) -> None:
     shutil.copy(toy, tmp_path / "onnx" / "model_fp16.onnx")
     with pytest.raises(FlashElmoError) as caught:
         OnnxElmo(tmp_path)
-    expected = "expected this file or a single other one, found model_fp16.onnx, model_int8.onnx; pass the path of one"
+    expected = "expected this file or exactly one other, found model_fp16.onnx, model_int8.onnx; pass the path of one"
     assert str(caught.value) == f"{tmp_path / 'onnx' / 'model.onnx'}: {expected}"
     shutil.copy(toy, tmp_path / "onnx" / "model.onnx")
     assert model_name(OnnxElmo(tmp_path)) == "model.onnx"

@@ -390,9 +390,7 @@ def test_a_file_is_known_by_its_name(tmp_path: Path) -> None:
     model = MODELS["skip"]
     ((path, _),) = build_buckets(model, tmp_path, [(2, 3)]).items()
     renamed = path.rename(tmp_path / "other.onnx")
-    with pytest.raises(
-        FlashElmoError, match=r"other.onnx: expected another name, as its metadata say: batch2_steps3.onnx$"
-    ):
+    with pytest.raises(FlashElmoError, match=r"other.onnx: its metadata belong to another name: batch2_steps3.onnx$"):
         OnnxElmo(renamed)
     build_onnx(model, tmp_path / "batch2_steps9.onnx")
     with pytest.raises(FlashElmoError, match=r"expected character_ids of the shape that its name says, found \[batch"):
@@ -417,10 +415,10 @@ def test_on_the_processor_it_is_said_that_the_general_file_is_faster(
     ("options", "message"),
     [
         ({"target": "gpu"}, "target: expected 'any' or 'cuda', found 'gpu'"),
-        ({"steps": [4]}, "steps: expected none in a file for any machine, found [4]"),
-        ({"target": "cuda", "triton": True}, "triton: expected none in files for CUDA, found True"),
-        ({"target": "cuda", "stateful": True}, "stateful: expected none in files for CUDA, found True"),
-        ({"target": "cuda", "characters": "dynamic"}, "characters: expected none in files for CUDA, found 'dynamic'"),
+        ({"steps": [4]}, "steps: only for target 'cuda', found [4]"),
+        ({"target": "cuda", "triton": True}, "triton: not for target 'cuda', found True"),
+        ({"target": "cuda", "stateful": True}, "stateful: not for target 'cuda', found True"),
+        ({"target": "cuda", "characters": "dynamic"}, "characters: not for target 'cuda', found 'dynamic'"),
         (
             {"target": "cuda", "precisions": ["int8"]},
             "precision: expected fp32 or fp16 in files for CUDA, found 'int8'",

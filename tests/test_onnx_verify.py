@@ -236,7 +236,7 @@ def test_every_weight_and_coefficient_is_looked_at(precision: Any, stateful: boo
     initializers = list(graph.graph.initializer)
     del graph.graph.initializer[:]
     lines = weight_problems(tmp_path / "model.onnx", graph, metadata, MODELS["skip"])
-    missing = {line.removeprefix("weights: ").removesuffix(": expected it, found none") for line in lines}
+    missing = {line.removeprefix("weights: ").removesuffix(": missing") for line in lines}
     assert missing == {tensor.name for tensor in initializers if tensor.data_type != onnx.TensorProto.INT64}
     for part in ("characters", "convolutions", "projection.weight", "lstm.1.backward.projection", "mix.2"):
         assert part in missing
@@ -346,8 +346,8 @@ def test_a_renamed_output_fails(tmp_path: Path) -> None:
         output.name = "embedding"
 
     assert set(break_file(tmp_path, change).failures) == {
-        "model.onnx: output embedding: found it, expected none",
-        "model.onnx: output sentence_embedding: expected it, found none",
+        "model.onnx: output embedding: unexpected",
+        "model.onnx: output sentence_embedding: missing",
         "model.onnx: sentence_embedding: nothing was compared",
     }
 
@@ -358,7 +358,7 @@ def test_a_missing_state_fails_without_a_traceback(tmp_path: Path) -> None:
         model.graph.output.remove(output)
 
     report = break_file(tmp_path, change, stateful=True)
-    assert "model.onnx: output new_state.cell: expected it, found none" in report.failures
+    assert "model.onnx: output new_state.cell: missing" in report.failures
     assert "model.onnx: new_state.cell: nothing was compared" in report.failures
 
 
@@ -491,7 +491,7 @@ def test_another_lexicon_fails(tmp_path: Path) -> None:
 
 def test_the_truth_of_another_model_is_refused(tmp_path: Path) -> None:
     build_onnx(MODELS["skip"], tmp_path / "model.onnx")
-    with pytest.raises(FlashElmoError, match="truth: expected the one made of this model"):
+    with pytest.raises(FlashElmoError, match="truth: expected that of this model"):
         verify(tmp_path / "model.onnx", MODELS["skip"], truth=truth("no skip"))
 
 

@@ -217,7 +217,7 @@ ERRORS = [
     ("/embed", {"inputs": ["\ud800"]}, 422, "inputs[0]: expected Unicode, found half a surrogate pair in '\\ud800'"),
     ("/embed", {}, 422, "inputs: expected a value, found nothing"),
     ("/embed", [], 422, "body: expected JSON with the header Content-Type: application/json, found []"),
-    ("/embed", {"inputs": "a", "layer": 1}, 422, "layer: expected one of the fields that /openapi.json names"),
+    ("/embed", {"inputs": "a", "layer": 1}, 422, "layer: unknown field; /openapi.json lists"),
     ("/embed", {"inputs": "a", "layers": 3}, 422, "layers: expected a layer from 0 to 2, found 3"),
     ("/embed", {"inputs": "a", "layers": "up"}, 422, "layers: expected all, top, average, a layer's number"),
     ("/embed", {"inputs": "a", "mix": [1, 1e39, 1]}, 422, "mix: expected numbers that float32 can hold, found 1e+39"),
@@ -225,7 +225,7 @@ ERRORS = [
     ("/embed", {"inputs": "a", "pool": "min"}, 422, "pool: expected 'mean' or 'max', found 'min'"),
     ("/embed", {"inputs": "a", "normalize": 7}, 422, "normalize: expected a valid boolean"),
     ("/embed", {"inputs": "a", "prompt_name": "q"}, 422, "prompt_name: expected none, as ELMo has no prompts"),
-    ("/nothing", {}, 404, "path: expected one that /openapi.json names, found '/nothing'"),
+    ("/nothing", {}, 404, "path: expected one listed in /openapi.json, found '/nothing'"),
     ("/info", {}, 405, "method: expected GET, found POST"),
     ("/v1/embeddings", {"input": [[1, 2]]}, 400, "input[0][0]: expected a token as text, found 1"),
     ("/v1/embeddings", {"input": "a", "dimensions": 7}, 400, "dimensions: expected 8, the model's own, found 7"),
@@ -270,9 +270,9 @@ def test_a_body_that_is_no_json(content: bytes, headers: dict[str, str], text: s
     ("data", "text"),
     [
         (b"", "binary_data_size: expected a number up to 0, found 5"),
-        (b"\x09\0\0\0a", "binary_data_size: expected texts in UTF-8, each after its length"),
-        (b"\x01\0\0\0\xff", "binary_data_size: expected texts in UTF-8, each after its length"),
-        (b"\0\0\0\0\0", "binary_data_size: expected texts in UTF-8, each after its length"),
+        (b"\x09\0\0\0a", "binary_data_size: expected UTF-8 texts, each preceded by its length"),
+        (b"\x01\0\0\0\xff", "binary_data_size: expected UTF-8 texts, each preceded by its length"),
+        (b"\0\0\0\0\0", "binary_data_size: expected UTF-8 texts, each preceded by its length"),
     ],
 )
 def test_a_binary_tensor_that_is_none(data: bytes, text: str, server: Server) -> None:

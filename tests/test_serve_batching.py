@@ -189,7 +189,7 @@ def test_a_window_that_kills_twice_is_refused_and_others_are_not(play: Callable[
         worker.finish()
         await settle()
         assert answered(good) == [1]
-        with pytest.raises(Refused, match="worker: expected one that lives, found it dead twice") as refused:
+        with pytest.raises(Refused, match="worker: died twice on this request") as refused:
             await bad
         assert refused.value.status_code == 503 and (refused.value.headers or {})["Retry-After"]
 

@@ -333,13 +333,13 @@ def test_seqvec_folders_that_cannot_be_written(here: Path, capfd: pytest.Capture
         (["v.h5"], "v.h5: expected a folder's name for SeqVec's files, found a file's"),
         (["shards"], "shards: expected a folder for SeqVec's files, found a folder of shards"),
         (["shards", "--overwrite"], "shards: expected a folder for SeqVec's files, found a folder of shards"),
-        (["proteins.fasta"], "proteins.fasta: is the text itself"),
+        (["proteins.fasta"], "proteins.fasta: is the input text itself"),
         (["old"], f"old/{MAPPING}: exists already; --overwrite replaces it"),
         (["absent/out"], "absent/out: cannot write: No such file or directory"),
-        (["out", "--use-sentence-keys"], "--use-sentence-keys: expected a file of vectors as output"),
+        (["out", "--use-sentence-keys"], "--use-sentence-keys: requires a single file as output"),
         (
             ["out", "--resume"],
-            "--resume: expected a folder of shards as output, which has no suffix",
+            "--resume: expected a folder of shards as output (no suffix,",
         ),
         (["out"], "absent: no such file or folder"),  # the model, whereupon no folder is left
     ):

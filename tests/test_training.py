@@ -324,7 +324,7 @@ def test_a_checkpoint_of_another_run_is_refused(text_file: Path, tmp_path: Path)
     task = Task([text_file], tmp_path / "model", CONFIG)
     train(task, SETTINGS)
     saved = checkpoint.checkpoints(task.work)
-    with pytest.raises(FlashElmoError, match=r"step-000000012\.pt: expected batch 4, .* 2; to begin anew, delete"):
+    with pytest.raises(FlashElmoError, match=r"step-000000012\.pt: expected batch 4, .* 2; to start over, delete"):
         train(replace(task, overwrite=True), replace(SETTINGS, batch=2))
     with pytest.raises(FlashElmoError, match=r"expected config .* as it was made with"):
         train(replace(task, overwrite=True, config=replace(CONFIG, n_highway=1)), SETTINGS)

@@ -57,7 +57,7 @@ def test_a_text_that_changed_and_kept_its_size_is_refused(text_file: Path, tmp_p
     assert text_file.stat().st_size == len(TEXT)
     before = names(task.work)
     with pytest.raises(
-        FlashElmoError, match=r"\.pt: expected sha256 of text\.txt .*, as it was made with, found .* anew"
+        FlashElmoError, match=r"\.pt: expected sha256 of text\.txt .*, as it was made with, found .* over"
     ):
         train(task, SETTINGS)
     assert names(task.work) == before
@@ -99,7 +99,7 @@ def test_a_second_run_into_the_same_folder_is_refused(text_file: Path, tmp_path:
 
     whole = train(Task([text_file], tmp_path / "whole", CONFIG), SETTINGS)
     record = train(task, SETTINGS, on_progress)
-    assert {*refused} == {f"{task.work}: expected no other run that writes here, found one at work"}
+    assert {*refused} == {f"{task.work}: another run is writing here"}
     assert [point.forward for point in record.points] == [point.forward for point in whole.points]
     assert not (task.work / identity.LOCK).exists()
 
@@ -157,9 +157,7 @@ def test_all_processes_of_a_run_are_refused_alike(text_file: Path, tmp_path: Pat
     with identity.only_run(work, Processes()):
         refused = together(TWO, text_file, tmp_path / "two", 300, 2)
     assert [status for status, _ in refused] == [1, 1]
-    assert all(
-        error.endswith(f"{work}: expected no other run that writes here, found one at work\n") for _, error in refused
-    )
+    assert all(error.endswith(f"{work}: another run is writing here\n") for _, error in refused)
     text_file.write_text("\n", encoding="utf-8")
     refused = together(TWO, text_file, tmp_path / "two", 300, 2)
     assert all(error.endswith("text.txt: expected a sentence a line, found no token\n") for _, error in refused)
@@ -212,7 +210,7 @@ def test_another_text_through_the_pipe_is_refused_where_the_old_one_is_lost(text
     stop_at(4, task)
     (task.work / "corpus" / "train" / "offsets.npy").unlink()
     give(TEXT.replace("cat", "pig"))
-    message = "pipe: expected the text that the last checkpoint was made of, found another one; to begin anew, delete"
+    message = "pipe: expected the text of the last checkpoint, found a different one; to start over, delete"
     with pytest.raises(FlashElmoError, match=message):
         train(task, OFTEN)
     give(TEXT)
@@ -234,7 +232,7 @@ def test_a_checkpoint_that_does_not_fit_is_one_line(text_file: Path, tmp_path: P
         with pytest.raises(FlashElmoError, match=message):
             train(task, OFTEN)
     torch.save({name: value for name, value in values.items() if name != "random"}, path)
-    with pytest.raises(FlashElmoError, match=r"does not fit \(KeyError: 'random'\); to begin anew, delete"):
+    with pytest.raises(FlashElmoError, match=r"does not fit \(KeyError: 'random'\); to start over, delete"):
         train(task, OFTEN)
 
 
@@ -332,4 +330,4 @@ def test_a_corpus_that_a_full_disk_does_not_take_says_so(
 def test_an_output_without_a_name_is_one_line(text_file: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for output in (".", "..", "/"):
         assert main(["train", str(text_file), "--output", output, "--overwrite"]) == 1
-        assert capfd.readouterr().err == f"flashelmo: output: expected the name of a folder to be, found {output!r}\n"
+        assert capfd.readouterr().err == f"flashelmo: output: expected the name of a new folder, found {output!r}\n"

@@ -53,7 +53,7 @@ class Embeddings:
             self._is_native = self.run["format"] == "native"
             np.empty((0, *self._rows.shape), self._rows.dtype)
         except (KeyError, TypeError, ValueError):
-            raise FlashElmoError(f"{folder / RUN}: expected what a run is begun with, found something else") from None
+            raise FlashElmoError(f"{folder / RUN}: expected a run's settings, found something else") from None
         self._metas = [entry_of(folder, number) for number in shard_numbers(folder)]
         self._begins = [meta["begin"]["record"] for meta in self._metas]
         self._open: OrderedDict[int, _Shard] = OrderedDict()

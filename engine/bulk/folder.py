@@ -40,7 +40,7 @@ def check_new(folder: Path, resume: bool, overwrite: bool, in_array: bool = Fals
     if resume and overwrite:
         raise FlashElmoError("resume, overwrite: expected one of them, found both")
     if overwrite and in_array:
-        raise FlashElmoError("overwrite: expected no job of an array, as it would remove what the others wrote")
+        raise FlashElmoError("overwrite: not allowed for a job of an array, as it would remove the others' output")
     check_link(folder)
     if folder.exists() and not folder.is_dir():
         raise FlashElmoError(f"{folder}: expected a folder for shards, found a file; .h5 and .npz are single files")
@@ -96,7 +96,7 @@ def start(folder: Path, fingerprint: Meta, shard_records: Callable[[], int]) -> 
     if difference is not None:
         what, old, new = difference
         begun_with = f"expected {old}, with which this output was begun"
-        raise FlashElmoError(f"{path}: {what}: {begun_with}, found {new}; --overwrite begins anew")
+        raise FlashElmoError(f"{path}: {what}: {begun_with}, found {new}; --overwrite starts over")
     return begun
 
 
@@ -193,7 +193,7 @@ def entry_of(folder: Path, number: int) -> Meta:
     except (FlashElmoError, KeyError, TypeError, AttributeError):
         is_entry = False
     if not is_entry:
-        raise FlashElmoError(f"{path}: expected what a finished shard has, found something else")
+        raise FlashElmoError(f"{path}: expected a finished shard's entry, found something else")
     is_ours = meta["shard"] == number and all(OURS.fullmatch(name) for name in files)
     if not is_ours or places[3] - places[0] != meta["records"]:
         raise FlashElmoError(f"{path}: expected the entry of shard {number}, found another")

@@ -110,8 +110,8 @@ class ParquetReader:
 
         self._source = self._open_file()
         if not self._source.seekable():
-            expected = "expected Parquet in a file that is not compressed as a whole, and no standard input"
-            raise FlashElmoError(f"{self.name}: {expected}, found what can only be read from its beginning")
+            expected = "expected a Parquet file, not compressed as a whole and not standard input"
+            raise FlashElmoError(f"{self.name}: {expected}, found an input that can only be read from the beginning")
         try:
             self._file = pyarrow.parquet.ParquetFile(self._source)
         except pa.ArrowInvalid as error:

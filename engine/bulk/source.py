@@ -145,8 +145,7 @@ def check_kept(name: str, part: Part, last: bool, meta: Meta) -> None:
     if found != (meta["input_sha256"], meta["end"], meta["last"]):
         records = f"records {part.begin.record} to {part.end.record - 1}"
         raise FlashElmoError(
-            f"{name}: {records}: expected those that shard {meta['shard']} was made of, found others; "
-            "the input has changed: --overwrite begins anew"
+            f"{name}: {records} are not those of shard {meta['shard']}; the input has changed: --overwrite starts over"
         )
 
 

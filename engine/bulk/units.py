@@ -182,7 +182,7 @@ class UnitSource:
                 part = no_part()
             if part.n_records < n and not unit.last:
                 found = f"expected {n} records from record {unit.record} on, found {part.n_records}"
-                raise FlashElmoError(f"{self._reader.name}: {found}; the input has changed: --overwrite begins anew")
+                raise FlashElmoError(f"{self._reader.name}: {found}; the input has changed: --overwrite starts over")
             self._unit = None
             yield Shard.of(unit.shard, part, unit.last)
 

@@ -56,7 +56,7 @@ def embed_with_workers(
     n_workers = whole_number("workers", n_workers, 1, MOST_WORKERS)
     device = corpus.options.get("device", "auto")
     if device not in ("auto", "cpu"):
-        raise FlashElmoError(f"workers: expected device cpu, found {device}; of several devices each has a process")
+        raise FlashElmoError(f"workers: expected device cpu, found {device}; several devices have a process each")
     corpus = replace(corpus, options={**corpus.options, "device": "cpu"})
     plan = make_plan(corpus, resume=resume, overwrite=overwrite)
     threads = plan.corpus.options.get("threads") or max(1, n_cores() // n_workers)

@@ -82,9 +82,7 @@ class CpuPipeline:
     def _check_not_inside(self) -> None:
         """Raise FlashElmoError in a thread that is computing a window: it would wait for itself."""
         if self._lock().locked() and getattr(self._run_by, "window", None) is self._running:
-            raise FlashElmoError(
-                "embedder: expected no call from within its own progress callback, found one; use another one there"
-            )
+            raise FlashElmoError("embedder: called from within its own progress callback; use another embedder there")
 
     def _clear_state(self) -> None:
         if self._state is not None:

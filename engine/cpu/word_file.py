@@ -119,7 +119,7 @@ def _open(path: Path, belongs_to: dict[str, str]) -> sqlite3.Connection:
     except sqlite3.OperationalError as error:
         raise FlashElmoError(f"{path}: cannot be opened as a file of word vectors: {error}") from None
     except sqlite3.DatabaseError as error:
-        raise FlashElmoError(f"{path}: expected a file of word vectors, found another one: {error}") from None
+        raise FlashElmoError(f"{path}: expected a file of word vectors, found something else: {error}") from None
     for name, expected in belongs_to.items():
         if found.get(name) != expected:
             raise FlashElmoError(

@@ -110,7 +110,7 @@ class CudaPipeline:
         """
         if os.getpid() != self._process:
             raise FlashElmoError(
-                f"device {self.device}: expected the process that loaded the embedder, found one forked from it; start "
+                f"device {self.device}: this process was forked from the one that loaded the embedder; start "
                 "processes by 'spawn', or load the embedder in each"
             )
         self._check_left()
@@ -184,8 +184,8 @@ class CudaPipeline:
             if self._executor.overflowed and not self._refused:
                 self._refused = True
                 raise FlashElmoError(
-                    f"vectors of an earlier call that were left on {self.device}: expected finite ones, found infinity "
-                    "or NaN: an overflow in the model"
+                    f"vectors of an earlier call that were left on {self.device}: expected finite values, found "
+                    "infinity or NaN: an overflow in the model"
                 )
 
     def _queue(self, plan: Plan, reader: _Reader, first_row: int = 0) -> list[Results]:
@@ -251,8 +251,8 @@ class CudaPipeline:
         model, device = self._executor.model, self._executor.model.device
         needed = memory.peak_bytes(model.config, model.dtype.itemsize, self._executor.sizes(schedule, output), output)
         return (
-            f"sentence of {len(schedule.token_words):,} tokens: expected one that fits the memory of {device}, where "
-            f"{memory.free_memory(device)} are free; found one that needs about {needed / 2**30:.2f} GiB"
+            f"sentence of {len(schedule.token_words):,} tokens: needs about {needed / 2**30:.2f} GiB on {device}, "
+            f"where {memory.free_memory(device)} are free"
         )
 
 

@@ -74,7 +74,7 @@ class WindowStream:
                         return
                     raise self._end
                 if not self.sent:
-                    raise FlashElmoError(f"device: expected one that still runs, found none; {self._cause}")
+                    raise FlashElmoError(f"device: none is still running; {self._cause}")
                 self._handle(self.events.get())
                 self._fill()
             window, result = self._taken.pop(position), self._finished.pop(position)

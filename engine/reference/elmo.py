@@ -102,7 +102,7 @@ class Elmo(torch.nn.Module):
         self._with_weights: Callable[..., ElmoModel] | None = None
         if module is not None:
             if options_file is not None or weight_file is not None:
-                raise FlashElmoError("module: expected options_file and weight_file to be None beside it")
+                raise FlashElmoError("module: cannot be combined with options_file and weight_file")
             if not isinstance(module, torch.nn.Module):
                 raise FlashElmoError(f"module: expected a torch.nn.Module, found {shown(module)}")
             for name in ("num_layers", "get_output_dim"):
@@ -151,10 +151,10 @@ class Elmo(torch.nn.Module):
                 for which a model has no place; a weight is not finite.
         """
         if self._with_weights is None or not isinstance(self.bilm, ReferenceElmo):
-            raise FlashElmoError("module: expected a biLM from files, found a module that was given")
+            raise FlashElmoError("module: expected a biLM loaded from files, found a module passed in")
         if self.cached_words is not None and self.cached_words.weight.requires_grad:
             raise FlashElmoError(
-                "vocab_to_cache: expected none, as the words' vectors were trained, not the characters"
+                "vocab_to_cache: a model has no place for words' vectors that were trained instead of the characters"
             )
         return self._with_weights(weights=self.bilm.to_weights())
 
@@ -233,7 +233,7 @@ class Elmo(torch.nn.Module):
     def _batch_ids(self, batch: Iterable[Sentence | str], kind: int) -> Tensor:
         """Ids of tokenized sentences and their padding: of characters for kind 0, of words for 1."""
         if self._encoder is None:
-            raise FlashElmoError("module: ids are made for a model from files, found a module that was given")
+            raise FlashElmoError("module: ids need a model loaded from files, found a module passed in")
         sentences = list(tokenized("batch", batch))
         ids = encode(self._encoder, [word for sentence in sentences for word in sentence])[kind]
         if ids is None:

@@ -270,5 +270,5 @@ def _code_points(words: Utf8Words) -> tuple[npt.NDArray[np.uint32], Int64]:
 
 def _required(lexicon: Lexicon | None) -> Lexicon:
     if lexicon is None:
-        raise FlashElmoError("lexicon: this model looks words or characters up, expected a lexicon, found none")
+        raise FlashElmoError("lexicon: expected one, as this model looks up words or characters, found none")
     return lexicon

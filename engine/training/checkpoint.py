@@ -75,7 +75,7 @@ class Saved(NamedTuple):
             found = f"found one that does not fit ({type(error).__name__}: {first_line(error)})"
             expected = "expected a checkpoint of this run"
             raise FlashElmoError(
-                f"{self.path}: {expected}, {found}; to begin anew, delete {self.path.parent}"
+                f"{self.path}: {expected}, {found}; to start over, delete {self.path.parent}"
             ) from None
 
 
@@ -96,7 +96,7 @@ def load_checkpoint(folder: Path, fingerprint: dict[str, Any]) -> Saved | None:
         for name in sorted(fingerprint.keys() | found.keys()):
             if fingerprint.get(name) != found.get(name):
                 expected = f"expected {name} {shown(found.get(name))}, as it was made with"
-                found_here = f"found {shown(fingerprint.get(name))}; to begin anew, delete {folder}"
+                found_here = f"found {shown(fingerprint.get(name))}; to start over, delete {folder}"
                 raise FlashElmoError(f"{path}: {expected}, {found_here}")
         return Saved(path, values)
     return None

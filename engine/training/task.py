@@ -54,9 +54,9 @@ class Task:
         if self.dtype not in ("float32", "float16"):
             raise FlashElmoError(f"dtype: expected float32 or float16, found {self.dtype!r}")
         if (self.config is None) == (self.start is None):
-            raise FlashElmoError("config: expected a configuration, or a model to go on from, and not both")
+            raise FlashElmoError("config: expected a configuration or a model to continue from, not both")
         if self.output.name in ("", ".."):
-            raise FlashElmoError(f"output: expected the name of a folder to be, found {str(self.output)!r}")
+            raise FlashElmoError(f"output: expected the name of a new folder, found {str(self.output)!r}")
 
     @property
     def work(self) -> Path:
@@ -136,7 +136,7 @@ def open_corpus(
     sums = processes.first(prepare)
     found = _read_encoded(task)
     if found is None:
-        raise FlashElmoError(f"{task.work / 'corpus'}: expected the encoded corpus, found none that can be read")
+        raise FlashElmoError(f"{task.work / 'corpus'}: cannot be read as the encoded corpus")
     return found[0], other[0] if other else found[1], sums
 
 
@@ -164,8 +164,8 @@ def _encode(task: Task, settings: TrainSettings, encoded: Sequence[str] | None) 
     sums = sums_of(corpus, held_out)
     if encoded is not None and sums != [*encoded]:
         name = ", ".join(path.name for path in task.corpus)
-        expected = "expected the text that the last checkpoint was made of"
-        raise FlashElmoError(f"{name}: {expected}, found another one; to begin anew, delete {task.work}")
+        expected = "expected the text of the last checkpoint"
+        raise FlashElmoError(f"{name}: {expected}, found a different one; to start over, delete {task.work}")
     with new_folder(task.work / "corpus", overwrite=True, ours=lambda name: True) as target:
         corpus.save(target / "train")
         if held_out is not None:

@@ -119,8 +119,8 @@ def one_line(error: Exception, path: Path) -> str:
 
 def _differences(kind: str, found: Iterable[onnx.ValueInfoProto], expected: Values) -> list[str]:
     values = {value.name: (value.type.tensor_type.elem_type, _axes(value)) for value in found}
-    problems = [f"{kind} {name}: expected it, found none" for name in expected.keys() - values.keys()]
-    problems += [f"{kind} {name}: found it, expected none" for name in values.keys() - expected.keys()]
+    problems = [f"{kind} {name}: missing" for name in expected.keys() - values.keys()]
+    problems += [f"{kind} {name}: unexpected" for name in values.keys() - expected.keys()]
     for name in expected.keys() & values.keys():
         if values[name] != expected[name]:
             problems.append(f"{kind} {name}: found {value_text(*values[name])}, expected {value_text(*expected[name])}")

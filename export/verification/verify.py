@@ -84,7 +84,7 @@ def verify(
             raise FlashElmoError(f"{argument}: expected a {kind.__name__} or None, found {shown(value)}")
     truth = truth or Truth(model)
     if truth.model is not model:
-        raise FlashElmoError("truth: expected the one made of this model, found another's")
+        raise FlashElmoError("truth: expected that of this model, found another model's")
     wanted = available_providers(providers)
     metadata, problems = _look(path, model, expected)
     limits = bounds_of_outputs(metadata, bounds)

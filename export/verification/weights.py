@@ -51,7 +51,7 @@ def _expected_tensors(metadata: Metadata, model: ElmoModel) -> Arrays:
 def _problem(name: str, stored: onnx.TensorProto | None, expected: Array, path: Path) -> str:
     """Return what is wrong with one tensor; empty if nothing is."""
     if stored is None:
-        return "expected it, found none"
+        return "missing"
     try:
         found = _array(stored, path.parent)
     except Exception as error:  # onnx's, protobuf's or the system's

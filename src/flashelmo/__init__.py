@@ -1,4 +1,4 @@
-"""ELMo vectors, exact and fast: the names users import.
+"""Fast, exact ELMo word vectors: the public names.
 
 They are looked up on first use, so that `import flashelmo` itself loads nothing else.
 """

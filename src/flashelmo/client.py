@@ -93,7 +93,7 @@ class Client:
             try:
                 self._info = dict(answer.json())
             except (ValueError, TypeError) as error:
-                raise self._not_ours("/info", "what the service says of itself", error) from None
+                raise self._not_ours("/info", "the service's description", error) from None
         return self._info
 
     def embed(
@@ -191,7 +191,7 @@ class Client:
 
     def _not_ours(self, path: str, expected: str, error: Exception) -> FlashElmoError:
         """The error of an answer that this service does not give."""
-        return FlashElmoError(f"{self._url}{path}: expected {expected}, found another answer: {first_line(error)}")
+        return FlashElmoError(f"{self._url}{path}: expected {expected}, found something else: {first_line(error)}")
 
     def _request(self, method: str, path: str, body: Any = None) -> httpx.Response:
         """An answer, after as many attempts as it takes.

@@ -162,7 +162,7 @@ def _datasets(file: h5py.File, source: Path) -> Iterator[tuple[str, h5py.Dataset
         entry = group[name]
         if isinstance(entry, h5py.Dataset):
             if entry.is_virtual or entry.external:  # could be any file on this machine
-                raise FlashElmoError(f"{source}: tensor {path}: expected its values in this file, found another's")
+                raise FlashElmoError(f"{source}: tensor {path}: its values are stored in another file")
             yield path, entry
         elif isinstance(entry, h5py.Group) and path.count("/") < DEPTH and entry not in seen:
             seen.add(entry)

@@ -107,8 +107,10 @@ def _fetch(work: Path, name: str, file: NamedFile, recorded: str | None) -> None
     except ValueError as error:  # pooch's, about the checksum; the file is gone
         if isinstance(error, FlashElmoError) or known is None or "hash" not in str(error):
             raise
-        expected = "that its authors publish" if file.sha256 else "of the first download"
-        raise FlashElmoError(f"{file.url}: expected sha256 {known}, {expected}, found another; not kept") from None
+        expected = "as published by its authors" if file.sha256 else "as in the first download"
+        raise FlashElmoError(
+            f"{file.url}: expected sha256 {known}, {expected}, found another; file discarded"
+        ) from None
 
 
 @dataclass

@@ -15,29 +15,29 @@ from flashelmo.engine.output import Layers
 from flashelmo.engine.precision import PrecisionName
 from flashelmo.engine.settings import RuntimeName
 
-InputText = Annotated[str, typer.Argument(help="Text: a sentence a line, tokens between white space; - reads stdin.")]
-Options = Annotated[Path | None, typer.Option(help="Options file of weights that have none beside them.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what exists.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+InputText = Annotated[str, typer.Argument(help="Text: one sentence per line, tokens split by whitespace; - is stdin.")]
+Options = Annotated[Path | None, typer.Option(help="Options file, if it is not next to the weights.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing output.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON to standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary.")]
 Verbose = Annotated[
-    bool, typer.Option("--verbose", "-v", help="Say what is chosen and loaded.", callback=lambda value: log_more(value))
+    bool, typer.Option("--verbose", "-v", help="Log what is chosen and loaded.", callback=lambda value: log_more(value))
 ]
-SentenceKeys = Annotated[bool, typer.Option("--use-sentence-keys", help="Sentences, not line numbers, are the keys.")]
+SentenceKeys = Annotated[bool, typer.Option("--use-sentence-keys", help="Use sentences, not line numbers, as keys.")]
 DType: TypeAlias = Literal["float32", "float16"]
 Pool: TypeAlias = Literal["mean", "max"]
-Precision = Annotated[Literal["auto", PrecisionName], typer.Option(help="Of the computation.")]
-Runtime = Annotated[Literal["auto", RuntimeName], typer.Option(help="What computes.")]
-Threads = Annotated[int | None, typer.Option(help="Processor threads; all cores if not set.")]
+Precision = Annotated[Literal["auto", PrecisionName], typer.Option(help="Precision of the computation.")]
+Runtime = Annotated[Literal["auto", RuntimeName], typer.Option(help="Computation backend.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; default: all cores.")]
 WordCache = Annotated[
-    Path | None, typer.Option(help="File that keeps word vectors from run to run, of one model; on the CPU.")
+    Path | None, typer.Option(help="File that caches one model's word vectors between runs; CPU only.")
 ]
 KeepBoundaries = Annotated[
-    bool, typer.Option("--keep-sentence-boundaries", help="Keep the vectors of begin and end of sentence.")
+    bool, typer.Option("--keep-sentence-boundaries", help="Keep the vectors of the sentence boundaries.")
 ]
 BadRecords: TypeAlias = Literal["strict", "replace", "skip"]
 Folder: TypeAlias = Literal["native", "parquet", "seqvec"]
-ForgetSentences = Annotated[bool, typer.Option("--forget-sentences", help="Leave out the index of sentences.")]
+ForgetSentences = Annotated[bool, typer.Option("--forget-sentences", help="Omit the index of sentences.")]
 
 
 def parse_layers(text: str) -> Layers:
@@ -53,7 +53,7 @@ def parse_coefficients(option: str, text: str) -> list[float]:
     try:
         return [float(value) for value in text.split(",")]
     except ValueError:
-        raise FlashElmoError(f"{option}: expected a number for each layer with commas, found {text!r}") from None
+        raise FlashElmoError(f"{option}: expected one number per layer, separated by commas, found {text!r}") from None
 
 
 def parse_mix(text: str, n_layers: int) -> Sequence[float]:
@@ -69,7 +69,7 @@ def parse_numbers(option: str, text: str) -> list[int]:
     """Whole numbers with commas between them."""
     numbers = text.split(",")
     if not all(number.isdecimal() for number in numbers):
-        raise FlashElmoError(f"{option}: expected whole numbers with commas, found {text!r}")
+        raise FlashElmoError(f"{option}: expected whole numbers separated by commas, found {text!r}")
     return [int(number) for number in numbers]
 
 

@@ -6,7 +6,7 @@ import typer
 
 
 def bench(context: typer.Context) -> None:
-    """Measure the engine, beside the reference and this machine's limits; `flashelmo bench --help` has the options."""
+    """Benchmark the engine against the reference and the hardware. `flashelmo bench --help` lists the options."""
     from flashelmo.benchmarks.__main__ import main
 
     raise typer.Exit(main(context.args))

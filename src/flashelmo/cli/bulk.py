@@ -23,19 +23,19 @@ if TYPE_CHECKING:
 FILE_SUFFIXES = (".h5", ".hdf5", ".hdf", ".npz")
 
 ShardFormat = Annotated[
-    Folder | None, typer.Option(help="A folder of shards, native if not set, or of SeqVec's files.")
+    Folder | None, typer.Option(help="Format of an output folder: shards (default: native) or SeqVec's files.")
 ]
-InputFormat = Annotated[str | None, typer.Option(help="Format of the input; that of its suffix if not set.")]
-Field = Annotated[str | None, typer.Option(help="Field or column that is embedded.")]
-IdField = Annotated[str | None, typer.Option(help="Field or column of the records' own ids.")]
-Tokenizer = Annotated[str | None, typer.Option(metavar="whitespace|characters|moses|spacy:MODEL", help="Of raw text.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the shards that are there.")]
-NumShards = Annotated[int | None, typer.Option(help="Jobs of an array that write to one folder.")]
-ShardId = Annotated[int | None, typer.Option(help="Number of this job in the array, from 0.")]
-ShardRecords = Annotated[int | None, typer.Option(help="Records of a shard; about 1 GiB if not set.")]
-Workers = Annotated[int | None, typer.Option(help="Processes, each on its share of the cores; with --ray, actors.")]
+InputFormat = Annotated[str | None, typer.Option(help="Input format; default: by suffix.")]
+Field = Annotated[str | None, typer.Option(help="Field or column to embed.")]
+IdField = Annotated[str | None, typer.Option(help="Field or column with the records' ids.")]
+Tokenizer = Annotated[str | None, typer.Option(metavar="whitespace|characters|moses|spacy:MODEL", help="For raw text.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue with the existing shards.")]
+NumShards = Annotated[int | None, typer.Option(help="Number of array jobs that write to one folder.")]
+ShardId = Annotated[int | None, typer.Option(help="Index of this job in the array, from 0.")]
+ShardRecords = Annotated[int | None, typer.Option(help="Records per shard; default: about 1 GiB.")]
+Workers = Annotated[int | None, typer.Option(help="Number of processes, which share the cores; with --ray, of actors.")]
 Ray = Annotated[str | None, typer.Option(metavar="local|auto|ADDRESS", help="Embed on a Ray cluster.")]
-ReportFile = Annotated[Path | None, typer.Option(help="File for a report of the run, as JSON.")]
+ReportFile = Annotated[Path | None, typer.Option(help="Write a JSON report of the run to this file.")]
 
 
 def is_folder(output: Path, shard_format: str | None) -> bool:
@@ -68,13 +68,13 @@ def embed_to_folder(
 
     target = path_of("output", corpus.folder)
     if report is not None and (report.is_dir() or not path_of("report", report).parent.is_dir()):
-        raise FlashElmoError(f"--report: expected a file's name in a folder that is there, found {report}")
+        raise FlashElmoError(f"--report: expected a file name in an existing folder, found {report}")
     check_new(target, how["resume"], how["overwrite"], how["num_shards"] > 1)
     if not is_stream(corpus.input) and not ADDRESS.match(corpus.input):
         path_of("input", corpus.input).open("rb").close()
     if report is not None:
         if report.exists() and Path(corpus.input).exists() and report.samefile(corpus.input):
-            raise FlashElmoError(f"--report: expected a file for the report, found the text itself: {report}")
+            raise FlashElmoError(f"--report: {report}: is the input text itself")
         Report.check(report)
     with warnings_to_stderr(quiet):
         if workers is not None or ray is not None:
@@ -102,7 +102,7 @@ def _embed_with_others(corpus: Corpus, how: dict[str, Any], quiet: bool, n: int,
     from flashelmo.engine.bulk.workers import embed_with_workers
 
     if how["num_shards"] > 1:
-        raise FlashElmoError("--num-shards: expected none beside --workers or --ray, which deal shards out themselves")
+        raise FlashElmoError("--num-shards: not allowed with --workers or --ray, which deal out the shards themselves")
     corpus = replace(corpus, model=model_path("model", corpus.model))
     how = {name: how[name] for name in ("resume", "overwrite")}
     if ray is not None:
@@ -127,7 +127,7 @@ def _print_summary(done: Report, target: Path, computed: str) -> None:
 
 
 def verify(folder: Annotated[Path, typer.Argument(help="Folder of shards.")], as_json: Json = False) -> None:
-    """Compare a folder of shards with its sums and counts: what is damaged, missing or not finished."""
+    """Check a folder of shards. Lists what is damaged, missing or unfinished."""
     from flashelmo.engine.bulk.embeddings import open_embeddings
     from flashelmo.engine.bulk.folder import verify as find_problems
 

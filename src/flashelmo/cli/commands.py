@@ -34,7 +34,7 @@ from flashelmo.engine.errors import FlashElmoError
 ENDED_BY_SIGNALS = "serve"  # a command that signals end, not interrupt: what it accepted, if it got so far, is answered
 
 app = typer.Typer(
-    help="ELMo vectors, exact and fast.",
+    help="Fast, exact ELMo word vectors.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help: no name of an option is cut at 80 columns
@@ -62,7 +62,7 @@ app.command(add_help_option=False, context_settings={"allow_extra_args": True, "
 
 @app.callback(invoke_without_command=True)
 def version(show: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
-    """ELMo vectors, exact and fast."""
+    """Fast, exact ELMo word vectors."""
     if show:
         print(f"flashelmo {__version__}")
         raise typer.Exit

@@ -13,15 +13,15 @@ from flashelmo.cli.terminal import say
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(help="Model of any format, or its name.")],
-    destination: Annotated[Path, typer.Argument(help="Folder to write.")],
+    source: Annotated[Path, typer.Argument(help="Model in any format, or its name.")],
+    destination: Annotated[Path, typer.Argument(help="Output folder.")],
     options: Options = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Convert a model of any format to the native one, which is memory-mapped and loads fastest."""
+    """Convert a model to the native, memory-mapped format. It loads fastest."""
     from flashelmo.engine.model.checkpoints.convert import convert as convert_model
 
     model = convert_model(source, destination, options_file=options, overwrite=overwrite)

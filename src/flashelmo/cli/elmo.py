@@ -27,37 +27,37 @@ from flashelmo.engine.output import Output
 
 def elmo(
     input: InputText,
-    output: Annotated[Path, typer.Argument(help="File of vectors: HDF5, whatever its name.")],
-    all_layers: Annotated[bool, typer.Option("--all", help="Keep all three vectors of a token.")] = False,
-    top: Annotated[bool, typer.Option("--top", help="Keep the top vector.")] = False,
-    average: Annotated[bool, typer.Option("--average", help="Keep the average of the vectors.")] = False,
-    vocab_path: Annotated[Path | None, typer.Option(help="Without effect, as in AllenNLP.")] = None,
+    output: Annotated[Path, typer.Argument(help="Output file: HDF5, whatever its name.")],
+    all_layers: Annotated[bool, typer.Option("--all", help="Keep all three layers.")] = False,
+    top: Annotated[bool, typer.Option("--top", help="Keep the top layer.")] = False,
+    average: Annotated[bool, typer.Option("--average", help="Keep the average of the layers.")] = False,
+    vocab_path: Annotated[Path | None, typer.Option(help="No effect, as in AllenNLP.")] = None,
     options_file: Options = None,
     weight_file: Annotated[
-        Path | None, typer.Option(help="Weights, or anything that holds a model; or its name.")
+        Path | None, typer.Option(help="Weights file, folder or archive of a model, or its name.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Rows of a batch; the state is carried on by row.")] = 64,
+    batch_size: Annotated[int, typer.Option(help="Rows per batch; each row carries its state on.")] = 64,
     file_friendly_logging: Annotated[
-        bool, typer.Option("--file-friendly-logging", help="Progress in lines, and fewer of them.")
+        bool, typer.Option("--file-friendly-logging", help="Show progress as occasional lines.")
     ] = False,
     threads: Threads = None,
-    cuda_device: Annotated[int, typer.Option(min=-1, help="Number of a CUDA device; -1 is the processor.")] = -1,
+    cuda_device: Annotated[int, typer.Option(min=-1, help="CUDA device number; -1 is the CPU.")] = -1,
     forget_sentences: ForgetSentences = False,
     use_sentence_keys: SentenceKeys = False,
-    include_package: Annotated[list[str] | None, typer.Option(help="Without effect: no package is needed.")] = None,
+    include_package: Annotated[list[str] | None, typer.Option(help="No effect: no package is needed.")] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Do what AllenNLP's command `elmo` does (0.9): same flags, same file, the state carried from batch to batch."""
+    """Embed a text as AllenNLP's command `elmo` does. As in 0.9: same flags, same file, state carried on."""
     chosen = [name for name, flag in (("all", all_layers), ("top", top), ("average", average)) if flag]
     if len(chosen) != 1:
         raise FlashElmoError(f"expected one of --all, --top and --average, found {' '.join(chosen) or 'none'}")
     if weight_file is None:
-        raise FlashElmoError("--weight-file: expected the weights of a model, or its name, as original")
+        raise FlashElmoError("--weight-file: expected the weights of a model, or its name, such as original")
     if include_package:
-        say("flashelmo: --include-package is without effect")
+        say("flashelmo: --include-package has no effect")
     return_large_arrays()
     embed_to_file(
         input,

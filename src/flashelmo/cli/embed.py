@@ -76,11 +76,11 @@ if TYPE_CHECKING:
 
 def embed(
     input: InputText,
-    output: Annotated[Path, typer.Argument(help="Folder of shards, or file of vectors: .h5 (HDF5) or .npz.")],
+    output: Annotated[Path, typer.Argument(help="Output: folder of shards, or file: .h5 (HDF5) or .npz.")],
     model: Annotated[
         Path | None,
         typer.Option(
-            help="Folder, archive or weights file of a model, or its name; flashelmo's own if not set.",
+            help="Model: folder, archive, weights file or name; default: the bundled one.",
             autocompletion=complete_names,
         ),
     ] = None,
@@ -89,33 +89,33 @@ def embed(
         str,
         typer.Option(
             metavar="all|top|average|0|0,2",
-            help="Layers to keep; 0 is the characters' one.",
+            help="Layers to keep; 0 is the character layer.",
             autocompletion=complete_layers,
         ),
     ] = "all",
     mix: Annotated[
-        str | None, typer.Option(metavar="W0,W1,W2", help="Keep the layers' sum, each times its coefficient.")
+        str | None, typer.Option(metavar="W0,W1,W2", help="Keep the weighted sum of the layers, with these weights.")
     ] = None,
-    dtype: Annotated[DType, typer.Option(help="Number type of the file.")] = "float32",
-    pool: Annotated[Pool | None, typer.Option(help="One vector a sentence.")] = None,
+    dtype: Annotated[DType, typer.Option(help="Number type of the output.")] = "float32",
+    pool: Annotated[Pool | None, typer.Option(help="Pool to one vector per sentence.")] = None,
     precision: Precision = "auto",
     runtime: Runtime = "auto",
     device: Annotated[
         str,
         typer.Option(
             metavar="auto|cpu|cuda|cuda:0,cuda:1",
-            help="Where it computes; on each of several.",
+            help="Device to compute on, or several.",
             autocompletion=complete_devices,
         ),
     ] = "auto",
     stateful: Annotated[bool, typer.Option("--stateful", help="Carry the state on, as AllenNLP does.")] = False,
-    batch_size: Annotated[int | None, typer.Option(help="Rows of stateful batches; 64 if not set.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows per stateful batch; default: 64.")] = None,
     threads: Threads = None,
     window_tokens: Annotated[
-        int | None, typer.Option(help="Tokens computed together; more share more steps and take more memory.")
+        int | None, typer.Option(help="Tokens per window; larger windows share more steps and take more memory.")
     ] = None,
     word_cache: WordCache = None,
-    errors: Annotated[BadRecords, typer.Option(help="For records that cannot be read.")] = "strict",
+    errors: Annotated[BadRecords, typer.Option(help="What to do with unreadable records.")] = "strict",
     keep_sentence_boundaries: KeepBoundaries = False,
     use_sentence_keys: SentenceKeys = False,
     forget_sentences: ForgetSentences = False,
@@ -136,9 +136,9 @@ def embed(
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Embed a text into a folder of shards, or into a file of vectors in the layout of AllenNLP's command."""
+    """Embed a text into a folder of shards or a single file. Files have AllenNLP's layout."""
     if batch_size is not None and not stateful and runtime != "reference":
-        raise FlashElmoError("--batch-size: expected --stateful beside it; without, the engine chooses the batches")
+        raise FlashElmoError("--batch-size: requires --stateful; without it, the engine chooses the batches")
     return_large_arrays()
     with warnings_to_stderr(quiet):
         kept = Output(parse_layers(layers), dtype, pool, None if mix is None else parse_coefficients("--mix", mix))
@@ -169,7 +169,7 @@ def embed(
     into_seqvec = format == "seqvec"
     into_shards = not into_seqvec and is_folder(output, format)
     if use_sentence_keys and (into_seqvec or into_shards):
-        raise FlashElmoError("--use-sentence-keys: expected a file of vectors as output; folders keep ids of their own")
+        raise FlashElmoError("--use-sentence-keys: requires a single file as output; folders keep the records' own ids")
     if not into_shards:
         from flashelmo.engine.bulk.records import is_plain_text
 
@@ -184,7 +184,7 @@ def embed(
             "--report": report,
         }
         for name in (name for name, value in for_shards.items() if value is not None):
-            expected = "a folder of shards as output, which has no suffix or --format native"
+            expected = "a folder of shards as output (no suffix, or --format native)"
             raise FlashElmoError(f"{name}: expected {expected}, found {output}")
         of_records = into_seqvec or field or id_field or tokenizer or input_format or errors == "skip"
         if not of_records and is_plain_text(input):
@@ -206,7 +206,7 @@ def embed(
     if into_shards:
         if workers is None and ray is None and (shard_id is None) != (num_shards is None):
             missing, there = ("--shard-id", "--num-shards") if shard_id is None else ("--num-shards", "--shard-id")
-            raise FlashElmoError(f"{missing}: expected a number beside {there}, found none")
+            raise FlashElmoError(f"{missing}: required with {there}")
         how = {
             "resume": resume,
             "overwrite": overwrite,
@@ -236,7 +236,7 @@ def embed_to_file(
     with _open_input(source) as file:
         status = file_status(file)
         if status is not None and target.exists() and os.path.samestat(status, target.stat()):
-            raise FlashElmoError(f"{target}: is the text itself")
+            raise FlashElmoError(f"{target}: is the input text itself")
         if target.is_file() and is_model_file(target, model_path("model", model), settings["options_file"]):
             raise FlashElmoError(f"{target}: is a file of the model")
         with open_sink(target, output, **sink_settings) as sink:
@@ -272,7 +272,7 @@ def embed_records_to(
     target = path_of("output", corpus.folder)
     records = open_reader(corpus.input, **corpus.reader)
     if target.is_file() and os.path.exists(corpus.input) and os.path.samefile(corpus.input, target):
-        raise FlashElmoError(f"{target}: is the text itself")
+        raise FlashElmoError(f"{target}: is the input text itself")
     if target.is_file() and is_model_file(target, model_path("model", corpus.model), corpus.options["options_file"]):
         raise FlashElmoError(f"{target}: is a file of the model")
     opened: AbstractContextManager[Any] = (

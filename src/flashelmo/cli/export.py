@@ -33,46 +33,46 @@ MAX_VERIFIED = 10_000  # sentences or tokens to verify with: the reference compu
 
 
 def export(
-    model: Annotated[Path, typer.Argument(help="Model of any format, or its name.")],
-    destination: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
+    model: Annotated[Path, typer.Argument(help="Model in any format, or its name.")],
+    destination: Annotated[Path, typer.Argument(metavar="OUT", help="Output folder.")],
     options: Options = None,
     precision: Annotated[
-        str, typer.Option(metavar="|".join(precisions_on("onnx")), help="One, or some with commas.")
+        str, typer.Option(metavar="|".join(precisions_on("onnx")), help="One, or several separated by commas.")
     ] = "fp32",
-    all_precisions: Annotated[bool, typer.Option("--all", help="A file for every precision.")] = False,
+    all_precisions: Annotated[bool, typer.Option("--all", help="One file for every precision.")] = False,
     target: Annotated[
-        Literal["any", "cuda"], typer.Option("--for", help="One file for any machine, or unrolled ones for CUDA.")
+        Literal["any", "cuda"], typer.Option("--for", help="One file for any machine, or unrolled files for CUDA.")
     ] = "any",
     steps: Annotated[
-        str | None, typer.Option(metavar="16,32,64", help="Tokens of a sentence that files for CUDA take.")
+        str | None, typer.Option(metavar="16,32,64", help="Tokens per sentence of the CUDA files.")
     ] = None,
     batch: Annotated[
-        str | None, typer.Option(metavar="1,8,32", help="Sentences that files for CUDA take, with each of --steps.")
+        str | None, typer.Option(metavar="1,8,32", help="Sentences per batch of the CUDA files, for each of --steps.")
     ] = None,
     layers: Annotated[
-        str, typer.Option(metavar="all|0,1,2", help="Hidden states that are outputs.", autocompletion=complete_numbers)
+        str, typer.Option(metavar="all|0,1,2", help="Hidden states to output.", autocompletion=complete_numbers)
     ] = "all",
-    mix: Annotated[str, typer.Option(metavar="average|top|W0,W1,W2", help="What token_embeddings are.")] = "average",
-    stateful: Annotated[bool, typer.Option("--stateful", help="Take and give the LSTMs' states, by row.")] = False,
+    mix: Annotated[str, typer.Option(metavar="average|top|W0,W1,W2", help="Mix for token_embeddings.")] = "average",
+    stateful: Annotated[bool, typer.Option("--stateful", help="Make LSTM states inputs and outputs.")] = False,
     characters: Annotated[
-        str | None, typer.Option(metavar="dynamic|50", help="Positions of a word: any number, or the model's.")
+        str | None, typer.Option(metavar="dynamic|50", help="Characters per word: any number, or the model's.")
     ] = None,
     reduce_range: Annotated[
         bool | None,
-        typer.Option("--reduce-range/--full-range", help="int8 weights of 7 bits, for x86 without VNNI, or of 8."),
+        typer.Option("--reduce-range/--full-range", help="7-bit int8 weights, for x86 without VNNI, or 8-bit."),
     ] = None,
-    external_data: Annotated[bool, typer.Option("--external-data", help="Weights in a file of their own.")] = False,
-    license: Annotated[str, typer.Option(help="Of the weights, for the model card.")] = "unknown",
-    triton: Annotated[bool, typer.Option("--triton", help="A repository for NVIDIA Triton Inference Server.")] = False,
-    text: Annotated[Path | None, typer.Option(help="Tokenized lines to verify with: the first 10,000 tokens.")] = None,
-    provider: Annotated[Literal["cpu", "cuda"], typer.Option(help="ONNX Runtime's, to verify on.")] = "cpu",
-    verify_only: Annotated[bool, typer.Option("--verify-only", help="Verify what OUT holds; write nothing.")] = False,
+    external_data: Annotated[bool, typer.Option("--external-data", help="Write weights to a separate file.")] = False,
+    license: Annotated[str, typer.Option(help="Licence of the weights, for the model card.")] = "unknown",
+    triton: Annotated[bool, typer.Option("--triton", help="Also write a repository for NVIDIA Triton.")] = False,
+    text: Annotated[Path | None, typer.Option(help="Tokenized text to verify with: its first 10,000 tokens.")] = None,
+    provider: Annotated[Literal["cpu", "cuda"], typer.Option(help="ONNX Runtime provider to verify on.")] = "cpu",
+    verify_only: Annotated[bool, typer.Option("--verify-only", help="Verify the files in OUT; write nothing.")] = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Export a model as ONNX files, each verified against the PyTorch reference."""
+    """Export a model as ONNX files, verified against PyTorch."""
     from flashelmo.engine.model.checkpoints import load_model
     from flashelmo.export.metadata import BUCKET_DATA
     from flashelmo.export.write import check_folder, export_onnx, verify_folder

@@ -14,11 +14,11 @@ from flashelmo.cli.terminal import readable_size
 
 
 def info(
-    model: Annotated[Path, typer.Argument(help="Model of any format, or its name.")],
+    model: Annotated[Path, typer.Argument(help="Model in any format, or its name.")],
     options: Options = None,
     as_json: Json = False,
 ) -> None:
-    """Print a model's dimensions, parameters, source format and sha256; and what this machine could do faster."""
+    """Show a model's dimensions, parameters, format and sha256. Also lists faster precisions on this machine."""
     from flashelmo.engine.choice import faster_on_cpu
     from flashelmo.engine.model.checkpoints import load_model
     from flashelmo.engine.model.checkpoints.convert import describe
@@ -35,9 +35,9 @@ def info(
         print(f"{name}: {f'{value:,}' if type(value) is int else value}")
     for file in files:
         print(f"{file['name']}: {readable_size(file['bytes'])}, sha256 {file['sha256']}")
-    print(f"on this processor ({processor['name']}): {processor['precision']} unless told, exact to rounding")
+    print(f"on this processor ({processor['name']}): {processor['precision']} by default, exact to rounding")
     for each in processor["faster"]:
         needs = f"; pip install '{each['needs']}'" if each["needs"] else ""
         print(
-            f"faster perhaps: --precision {each['precision']}, relative error below {each['relative_error']:g}{needs}"
+            f"possibly faster: --precision {each['precision']}, relative error below {each['relative_error']:g}{needs}"
         )

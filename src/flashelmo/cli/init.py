@@ -12,15 +12,15 @@ from flashelmo.cli.terminal import say
 
 
 def init(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Output folder.")],
     preset: Annotated[
-        str, typer.Option(metavar="tiny|small|medium|original", help="A size; but for tiny, a published one.")
+        str, typer.Option(metavar="tiny|small|medium|original", help="Model size; all but tiny are published sizes.")
     ] = "small",
-    seed: Annotated[int, typer.Option(min=0, help="Of the random weights.")] = 0,
-    format: Annotated[Literal["hdf5", "native"], typer.Option(help="Of the files.")] = "native",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random weights.")] = 0,
+    format: Annotated[Literal["hdf5", "native"], typer.Option(help="File format.")] = "native",
     overwrite: Overwrite = False,
 ) -> None:
-    """Write a model with random weights at a published size."""
+    """Write a model with random weights."""
     from flashelmo.engine.model.checkpoints.bilm import write_bilm
     from flashelmo.engine.model.checkpoints.native import write_native
     from flashelmo.engine.model.initialize import random_model

@@ -18,7 +18,7 @@ from flashelmo.engine.model.named.table import RECORD, find_named, home
 
 
 def models(as_json: Json = False) -> None:
-    """List the models that have a name, and which of them are here."""
+    """List the named models, and which of them are downloaded."""
     here = {name for name in table.named_models() if (home() / name / RECORD).is_file()}
     if as_json:
         rows = [{**asdict(model), "downloaded": name in here} for name, model in table.named_models().items()]
@@ -33,16 +33,16 @@ def models(as_json: Json = False) -> None:
         lines.add_row(name, model.language, size, license, "yes" if name in here else "", model.about)
     width = None if sys.stdout.isatty() else 200  # a line a model, for grep
     Console(highlight=False, width=width).print(lines)
-    say(f"{TINY}, flashelmo's own, comes with the package and is what is used where no model is named")
-    say(f"size: of a vector; here: in {home()}; licence: of the repository that publishes a model")
+    say(f"{TINY}, flashelmo's own, comes with the package and is the default")
+    say(f"size: values per vector; here: downloaded to {home()}; licence: that of the publishing repository")
 
 
 def download(
-    name: Annotated[str, typer.Argument(help="As `flashelmo models` lists it.", autocompletion=complete_names)],
+    name: Annotated[str, typer.Argument(help="Name, as listed by `flashelmo models`.", autocompletion=complete_names)],
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Download a model by its name, or verify it if it is here; prints its folder."""
+    """Download a named model, or verify the downloaded one. Prints its folder."""
     from flashelmo.engine.model.named.download import check, download
 
     if name == TINY:

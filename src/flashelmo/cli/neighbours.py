@@ -20,20 +20,20 @@ TOKENS_AROUND = 6  # of a neighbour, on either side
 
 def neighbours(
     text: Annotated[
-        str, typer.Argument(help="Text: a sentence a line, tokens between white space; - is standard input.")
+        str, typer.Argument(help="Text: one sentence per line, tokens separated by whitespace; - is stdin.")
     ],
-    word: Annotated[str, typer.Argument(help="A word of each sentence.")],
-    sentences: Annotated[list[str], typer.Argument(metavar="SENTENCE", help="Sentences, each with the word in it.")],
-    model: Annotated[Path | None, typer.Option(help="A model or its name; flashelmo's own if not set.")] = None,
+    word: Annotated[str, typer.Argument(help="Word that occurs in each SENTENCE.")],
+    sentences: Annotated[list[str], typer.Argument(metavar="SENTENCE", help="Sentences that contain the word.")],
+    model: Annotated[Path | None, typer.Option(help="Model or its name; default: the bundled one.")] = None,
     options: Options = None,
-    layers: Annotated[str, typer.Option(metavar="average|top|0", help="What is compared.")] = "average",
-    n: Annotated[int, typer.Option("-n", min=1, help="Neighbours of each.")] = 5,
-    same_word: Annotated[bool, typer.Option("--same-word", help="Only other uses of the word itself.")] = False,
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|cuda:1", help="Where it computes.")] = "auto",
+    layers: Annotated[str, typer.Option(metavar="average|top|0", help="Layers to compare.")] = "average",
+    n: Annotated[int, typer.Option("-n", min=1, help="Number of neighbours for each sentence.")] = 5,
+    same_word: Annotated[bool, typer.Option("--same-word", help="Only other occurrences of the same word.")] = False,
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|cuda:1", help="Device to compute on.")] = "auto",
     precision: Precision = "auto",
     threads: Threads = None,
 ) -> None:
-    """Find the words of a text that are nearest, in their contexts, to a word in each sentence."""
+    """Find a word's nearest neighbours in a text. They are compared in their contexts."""
     from flashelmo.engine.embedder import ElmoEmbedder
     from flashelmo.engine.neighbours import Use, check_layers, neighbours_of
 

@@ -11,18 +11,18 @@ from flashelmo.cli.arguments import Options, Threads
 
 
 def perplexity(
-    model: Annotated[Path, typer.Argument(help="A model with its softmax, as `flashelmo train` writes it.")],
+    model: Annotated[Path, typer.Argument(help="Model with its softmax, as `flashelmo train` writes it.")],
     text: Annotated[
-        Path, typer.Argument(help="Text: a sentence a line, tokens between white space; - is standard input.")
+        Path, typer.Argument(help="Text: one sentence per line, tokens separated by whitespace; - is stdin.")
     ],
     options: Options = None,
     tokens: Annotated[
-        bool, typer.Option("--tokens", help="A line a token: log-probabilities forward and backward, and the token.")
+        bool, typer.Option("--tokens", help="Print one line per token: forward and backward log-probability, token.")
     ] = False,
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|cuda:1", help="Where it computes.")] = "auto",
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|cuda:1", help="Device to compute on.")] = "auto",
     threads: Threads = None,
 ) -> None:
-    """Score a text by a model's language models, forward and backward, each sentence from a fresh state."""
+    """Compute a text's perplexity, forward and backward. Each sentence starts from a fresh state."""
     from flashelmo.engine.text.windows import read_windows
     from flashelmo.engine.training.corpus import WINDOW_TOKENS, no_token
     from flashelmo.engine.training.language_model import LanguageModel

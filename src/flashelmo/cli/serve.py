@@ -17,44 +17,44 @@ from flashelmo.engine.model.named.locate import model_path
 
 
 def serve(
-    model: Annotated[Path | None, typer.Argument(help="A model or its name; flashelmo's own if not set.")] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is all of this machine.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes one that is free.")] = 8080,
+    model: Annotated[Path | None, typer.Argument(help="Model or its name; default: the bundled one.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every interface.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 picks a free one.")] = 8080,
     options: Options = None,
-    name: Annotated[str, typer.Option(help="That clients call the model by; its folder's if not set.")] = "",
+    name: Annotated[str, typer.Option(help="Model name for clients; default: its folder's name.")] = "",
     tokenizer: Annotated[
-        str, typer.Option(metavar="whitespace|characters|moses|spacy:MODEL", help="What splits texts.")
+        str, typer.Option(metavar="whitespace|characters|moses|spacy:MODEL", help="Tokenizer for texts.")
     ] = "whitespace",
     precision: Precision = "auto",
     runtime: Runtime = "auto",
     device: Annotated[
         str,
-        typer.Option(metavar="auto|cpu|cuda|cuda:0,cuda:1", help="Where it computes; a process on each of several."),
+        typer.Option(metavar="auto|cpu|cuda|cuda:0,cuda:1", help="Device to compute on; several get a process each."),
     ] = "auto",
     threads: Threads = None,
     word_cache: WordCache = None,
     batch_invariant: Annotated[
-        bool, typer.Option("--batch-invariant", help="The same bits whatever else is in a window, on cards too.")
+        bool, typer.Option("--batch-invariant", help="Same bits whatever else is in the batch, on GPUs too.")
     ] = False,
     keep_sentence_boundaries: KeepBoundaries = False,
     max_batch_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Tokens computed together; 2,048 on the CPU, 32,768 on a card if not set.")
+        int | None, typer.Option(min=1, help="Tokens per batch; default: 2,048 on the CPU, 32,768 on a GPU.")
     ] = None,
-    max_wait_ms: Annotated[float, typer.Option(min=0, help="That a request waits for others at most.")] = 10.0,
-    max_requests: Annotated[int, typer.Option(min=1, help="In flight; others get 429.")] = 512,
-    max_sentences: Annotated[int, typer.Option(min=1, help="Of a request.")] = 1024,
-    max_sentence_tokens: Annotated[int, typer.Option(min=1, help="Of a sentence.")] = 2048,
-    max_body_bytes: Annotated[int, typer.Option(min=1, help="Of a request's body.")] = 8 << 20,
-    max_result_bytes: Annotated[int, typer.Option(min=1, help="Of the vectors of all requests in flight.")] = 1 << 30,
-    max_seconds: Annotated[int, typer.Option(min=1, help="Of a request, its answer's last byte included.")] = 120,
-    api_key_file: Annotated[Path | None, typer.Option(help="File of the key that clients must bring.")] = None,
+    max_wait_ms: Annotated[float, typer.Option(min=0, help="Longest time a request waits to be batched.")] = 10.0,
+    max_requests: Annotated[int, typer.Option(min=1, help="Requests in flight; further ones get 429.")] = 512,
+    max_sentences: Annotated[int, typer.Option(min=1, help="Sentences per request.")] = 1024,
+    max_sentence_tokens: Annotated[int, typer.Option(min=1, help="Tokens per sentence.")] = 2048,
+    max_body_bytes: Annotated[int, typer.Option(min=1, help="Bytes per request body.")] = 8 << 20,
+    max_result_bytes: Annotated[int, typer.Option(min=1, help="Bytes of all vectors in flight.")] = 1 << 30,
+    max_seconds: Annotated[int, typer.Option(min=1, help="Seconds per request, answer included.")] = 120,
+    api_key_file: Annotated[Path | None, typer.Option(help="File with the API key that clients must send.")] = None,
     ray: Annotated[str | None, typer.Option(metavar="local|auto|ADDRESS", help="Serve on a Ray cluster.")] = None,
     replicas: Annotated[
-        str | None, typer.Option(metavar="N|FEWEST,MOST", help="With --ray: a service each, as many as the load asks.")
+        str | None, typer.Option(metavar="N|FEWEST,MOST", help="With --ray: number of replicas, or its range.")
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No messages.")] = False,
 ) -> None:
-    """Serve a model's vectors over HTTP: see docs/serving.md."""
+    """Serve a model's vectors over HTTP; see docs/serving.md."""
     from flashelmo.engine.settings import CudaSettings
     from flashelmo.serve.limits import Limits
     from flashelmo.serve.on_ray import serve_on_ray
@@ -83,7 +83,7 @@ def serve(
         model_path("model", model), computed, name, tokenizer, max_batch_tokens, max_wait_ms, _key(api_key_file), limits
     )
     if replicas is not None and ray is None:
-        raise FlashElmoError("--replicas: expected --ray beside it")
+        raise FlashElmoError("--replicas: requires --ray")
     tell: Callable[[str], None] = (lambda text: None) if quiet else say
     with warnings_to_stderr(quiet):
         if ray is None:

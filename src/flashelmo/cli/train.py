@@ -22,52 +22,50 @@ if TYPE_CHECKING:
 
 
 def train(
-    corpus: Annotated[list[Path], typer.Argument(help="Texts: a tokenized sentence a line.")],
-    output: Annotated[
-        Path, typer.Option(help="Folder of the model to be; checkpoints go to OUTPUT.training beside it.")
-    ],
+    corpus: Annotated[list[Path], typer.Argument(help="Texts: one tokenized sentence per line.")],
+    output: Annotated[Path, typer.Option(help="Output folder; checkpoints go to OUTPUT.training next to it.")],
     preset: Annotated[
-        str | None, typer.Option(metavar="tiny|small|medium|original", help="Size of a new model.")
+        str | None, typer.Option(metavar="tiny|small|medium|original", help="Size of the new model.")
     ] = None,
-    config: Annotated[Path | None, typer.Option(help="Its options.json (bilm-tf) or config.json (native).")] = None,
-    start: Annotated[Path | None, typer.Option("--from", help="A model to go on from, instead.")] = None,
-    heldout: Annotated[Path | None, typer.Option(help="Text that perplexity is measured on.")] = None,
-    heldout_share: Annotated[float, typer.Option(help="Share of the sentences to hold out for that.")] = 0.0,
+    config: Annotated[Path | None, typer.Option(help="Or its options.json (bilm-tf) or config.json (native).")] = None,
+    start: Annotated[Path | None, typer.Option("--from", help="Or a model to continue from.")] = None,
+    heldout: Annotated[Path | None, typer.Option(help="Text to measure perplexity on.")] = None,
+    heldout_share: Annotated[float, typer.Option(help="Or the fraction of sentences to hold out for that.")] = 0.0,
     vocabulary: Annotated[
-        Path | None, typer.Option(help="Words of the softmax, one a line, <S>, </S> and <UNK> first.")
+        Path | None, typer.Option(help="Softmax words, one per line, <S>, </S> and <UNK> first.")
     ] = None,
-    min_count: Annotated[int, typer.Option(help="Rarer words are <UNK> to the softmax.")] = 1,
-    max_words: Annotated[int | None, typer.Option(help="Most words of the softmax.")] = None,
-    epochs: Annotated[
-        float | None, typer.Option(help="How long: times through the corpus; 10 if nothing is set.")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="Or steps.")] = None,
-    minutes: Annotated[float | None, typer.Option(help="Or minutes.")] = None,
-    seconds: Annotated[float | None, typer.Option(help="Or seconds.")] = None,
-    batch: Annotated[int, typer.Option(help="Streams of sentences, of each process.")] = 128,
-    unroll: Annotated[int, typer.Option(help="Time steps that gradients go back.")] = 20,
-    negatives: Annotated[int, typer.Option(help="Words of the sampled softmax; 0 takes all.")] = 8192,
-    dropout: Annotated[float, typer.Option(help="Share of each layer's inputs that is dropped.")] = 0.1,
-    optimizer: Annotated[str, typer.Option(metavar="adam|adagrad", help="Adagrad as published.")] = "adam",
-    lr: Annotated[float | None, typer.Option(help="Peak of the learning rate; 0.002, Adagrad's 0.2.")] = None,
-    warm_up: Annotated[float, typer.Option(help="Share of the run in which the rate grows.")] = 0.02,
-    clip: Annotated[float, typer.Option(help="Bound of the gradients' norm.")] = 10.0,
-    seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = 0,
-    precision: Annotated[str, typer.Option(metavar="auto|fp32|bf16", help="Of products.")] = "auto",
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|cuda:1", help="Where it computes.")] = "auto",
+    min_count: Annotated[int, typer.Option(help="Rarer words become <UNK> in the softmax.")] = 1,
+    max_words: Annotated[int | None, typer.Option(help="Largest number of softmax words.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Length of training in epochs; 10 if no length is set.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Or in steps.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Or in minutes.")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Or in seconds.")] = None,
+    batch: Annotated[int, typer.Option(help="Streams of sentences per process.")] = 128,
+    unroll: Annotated[int, typer.Option(help="Time steps to backpropagate through.")] = 20,
+    negatives: Annotated[int, typer.Option(help="Negative samples of the softmax; 0 is the full softmax.")] = 8192,
+    dropout: Annotated[float, typer.Option(help="Dropout rate of each layer's inputs.")] = 0.1,
+    optimizer: Annotated[str, typer.Option(metavar="adam|adagrad", help="Optimizer; adagrad as published.")] = "adam",
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate; default: 0.002, for adagrad 0.2.")] = None,
+    warm_up: Annotated[float, typer.Option(help="Fraction of the run in which the rate rises.")] = 0.02,
+    clip: Annotated[float, typer.Option(help="Gradient norm to clip at.")] = 10.0,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    precision: Annotated[str, typer.Option(metavar="auto|fp32|bf16", help="Precision of matrix products.")] = "auto",
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|cuda:1", help="Device to compute on.")] = "auto",
     threads: Threads = None,
-    no_cuda_graph: Annotated[bool, typer.Option("--no-cuda-graph", help="Launch a card's kernels one by one.")] = False,
+    no_cuda_graph: Annotated[bool, typer.Option("--no-cuda-graph", help="Launch GPU kernels one by one.")] = False,
     save_every: Annotated[float, typer.Option(help="Seconds between checkpoints.")] = 300.0,
-    log_every: Annotated[int, typer.Option(help="Steps between points of the curve.")] = 20,
-    snapshots: Annotated[int, typer.Option(help="Model folders at evenly spaced points of the run.")] = 0,
-    dtype: Annotated[str, typer.Option(metavar="float32|float16", help="Of the weights on the disk.")] = "float32",
+    log_every: Annotated[int, typer.Option(help="Steps between points of the training curve.")] = 20,
+    snapshots: Annotated[int, typer.Option(help="Model folders to save, evenly spaced over the run.")] = 0,
+    dtype: Annotated[
+        str, typer.Option(metavar="float32|float16", help="Number type of the saved weights.")
+    ] = "float32",
     license_text: Annotated[
-        Path | None, typer.Option(help="File with the texts' licences, for the model's card.")
+        Path | None, typer.Option(help="File with the texts' licences, for the model card.")
     ] = None,
     overwrite: Overwrite = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar and no summary.")] = False,
 ) -> None:
-    """Train a model on text, or go on training one. A run that was killed goes on when it is started again."""
+    """Train a model on text, or continue training one. A run that was killed resumes when started again."""
     from flashelmo.engine.model.initialize import preset_config
     from flashelmo.engine.training.settings import TrainSettings
     from flashelmo.engine.training.task import Task, use_threads

@@ -147,7 +147,7 @@ class Batcher:
             if batch.deaths + 1 < MAX_DEATHS:
                 self._again.append(Batch(batch.parts, batch.deaths + 1))
             else:
-                _refuse(batch, Refused(503, "worker: expected one that lives, found it dead twice", retry=True))
+                _refuse(batch, Refused(503, "worker: died twice on this request", retry=True))
         self._pump()
 
     def on_ready(self) -> None:

@@ -67,7 +67,7 @@ async def on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, AnyHTTPException)
     text = str(error.detail)
     if error.status_code == HTTPStatus.NOT_FOUND and not isinstance(error, Refused):
-        text = f"path: expected one that /openapi.json names, found {shown(request.url.path)}"
+        text = f"path: expected one listed in /openapi.json, found {shown(request.url.path)}"
     elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         allowed = Headers(error.headers or {}).get("allow", "another")
         text = f"method: expected {allowed}, found {request.method}"
@@ -90,7 +90,7 @@ async def on_bad_input(request: Request, error: Exception) -> Response:
 
 async def on_failure(request: Request, error: Exception) -> Response:
     """Of a mistake of ours."""
-    text = f"expected vectors, found a failure of the server: {type(error).__name__}"
+    text = f"failure of the server: {type(error).__name__}"
     return error_response(request.url.path, HTTPStatus.INTERNAL_SERVER_ERROR, text)
 
 
@@ -109,6 +109,6 @@ def text_of(errors: Sequence[Any]) -> str:
     if error["type"] == "missing":
         return f"{field}: expected a value, found nothing"
     if error["type"] == "extra_forbidden":
-        return f"{field}: expected one of the fields that /openapi.json names, found another"
+        return f"{field}: unknown field; /openapi.json lists the known ones"
     expected = error["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     return f"{field}: expected {expected}, found {shown(error['input'])}"

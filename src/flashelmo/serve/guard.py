@@ -51,9 +51,9 @@ class Load:
         if n_bytes > limits.result_bytes:
             raise Refused(413, f"vectors: expected {limits.result_bytes} bytes at most, found {n_bytes}")
         if self.requests >= limits.requests:
-            raise Refused(429, f"requests: expected {limits.requests} in flight at most, found one more", retry=True)
+            raise Refused(429, f"requests: the limit of {limits.requests} in flight is reached", retry=True)
         if self.result_bytes + n_bytes > limits.result_bytes:
-            text = f"expected {limits.result_bytes} bytes of all requests in flight at most"
+            text = f"expected at most {limits.result_bytes} bytes for all requests in flight"
             raise Refused(429, f"vectors: {text}, found {self.result_bytes + n_bytes}", retry=True)
         request.scope["flashelmo"].append(n_bytes)
         self._add(1, n_bytes)
@@ -104,10 +104,10 @@ class Guard:
             if exchange.status:
                 logger.warning("%s: the client did not read its answer in %d s", scope["path"], self._limits.seconds)
                 return  # the server closes the connection
-            text = f"expected an answer in {self._limits.seconds} s, found none"
+            text = f"no answer within {self._limits.seconds} s"
             refused = Refused(503, f"time: {text}", retry=True)
             if not exchange.has_body:
-                refused = Refused(408, f"body: expected in {self._limits.seconds} s, found a part of it")
+                refused = Refused(408, f"body: incomplete after {self._limits.seconds} s")
             await _refuse(scope, exchange, refused)
 
     def _check(self, scope: Message) -> None:
@@ -116,7 +116,7 @@ class Guard:
         if self._key and not (scope["path"] in OPEN_PATHS and scope["method"] in ("GET", "HEAD")):
             given = headers.get("authorization", "").removeprefix("Bearer ").encode()
             if not hmac.compare_digest(given, self._key):
-                raise Refused(401, "Authorization: expected Bearer and the service's key, found another or none")
+                raise Refused(401, "Authorization: expected Bearer and the service's key")
         length = headers.get("content-length", "")
         if length.isdecimal() and int(length) > self._limits.body_bytes:
             raise _too_large(self._limits.body_bytes, int(length))
@@ -152,7 +152,7 @@ class _Exchange:
                 raise _too_large(self._max_bytes, self._n_bytes)
             self.has_body = not message.get("more_body", False)
             if not self.has_body and self._load.body_bytes > HELD_BODY_BYTES:
-                raise Refused(429, f"body: expected {HELD_BODY_BYTES} bytes of all requests at most", retry=True)
+                raise Refused(429, f"body: expected at most {HELD_BODY_BYTES} bytes for all requests", retry=True)
         return message
 
     async def send(self, message: Message) -> None:
@@ -183,7 +183,7 @@ async def while_connected(request: Request, metrics: Metrics, work: Awaitable[An
         if task.done():
             return task.result()
         metrics.gone.inc()
-        raise Refused(408, "client: expected one that waits, found that it hung up")
+        raise Refused(408, "client: closed the connection before the answer")
     finally:
         for each in (task, gone):
             each.cancel()

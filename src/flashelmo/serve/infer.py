@@ -164,7 +164,7 @@ def _texts(place: str, data: bytes) -> list[Any]:
     except (struct.error, UnicodeDecodeError):
         position = -1
     if position != len(data):
-        raise Refused(422, f"{place}: expected texts in UTF-8, each after its length in 4 bytes, found others")
+        raise Refused(422, f"{place}: expected UTF-8 texts, each preceded by its length in 4 bytes")
     return texts
 
 

@@ -116,7 +116,7 @@ class Service:
     def check_ready(self) -> None:
         """Raise Refused where no worker takes windows."""
         if not any(worker.is_ready for worker in self.workers):
-            raise Refused(503, "workers: expected one that is ready, found none", retry=True)
+            raise Refused(503, "workers: none is ready", retry=True)
 
     def info(self) -> dict[str, Any]:
         """What is served, under text-embeddings-inference's names, then the model's own."""
