@@ -23,8 +23,8 @@ from flashelmo.export.servers.readme import IMAGE
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "onnx.md"
-SERVING = ("8. Serve it", "9. Ask it")
-OPTIONS = "4. What can be chosen"  # a table, whose names are compared with the command's
+SERVING = ("8. Serve it", "9. Send requests")
+OPTIONS = "4. Options"  # a table, whose names are compared with the command's
 PORT = "8000"  # on the page
 NO_INDEX = ("(from versions: none)", "NewConnectionError", "Connection refused", "timed out")
 SERVERS = "FLASHELMO_SERVERS"  # a variable of the environment
