@@ -37,7 +37,7 @@ def with_defaults(weight_file: Any, cuda_device: Any, options: Options) -> Optio
     if weight_file is None and cuda_device is None:
         return options
     if cuda_device is not None and "device" in options:
-        raise FlashElmoError(f"cuda_device: cannot be combined with device, found {cuda_device!r:.60}")
+        raise FlashElmoError(f"cuda_device: expected none together with device, found {cuda_device!r:.60}")
     device = device_name("cuda_device", -1 if cuda_device is None else cuda_device)
     return cast(Options, {"device": device, "precision": "fp32", **options})
 

@@ -45,23 +45,23 @@ FIRST_TOKENS = 1 << 15  # of the first window where windows are planned ahead: a
 
 
 class ElmoEmbedder:
-    """Contextual word vectors of an ELMo model. An instance can be used from several threads.
+    """Computes contextual word vectors with an ELMo model. Instances are thread-safe.
 
-    Sentences are lists of tokens; a string is split on white space. Vectors are float32 arrays [L, T, 2P]: L layers
-    (the characters' one, then each LSTM layer), T tokens, forward then backward halves; float64 for precision "fp64".
-    `embed` gives fewer where fewer are asked for: one layer, their average, or pooled over the tokens.
+    Sentences are lists of tokens; a string is split on whitespace. Vectors are float32 arrays [L, T, 2P]: L layers
+    (the character layer, then each LSTM layer), T tokens, forward then backward halves; float64 for precision "fp64".
+    `embed` can return less: a single layer, the layers' average, or vectors pooled over the tokens.
 
     Attributes:
         config: the model's dimensions.
-        settings: as they were given.
-        device, runtime, precision: where, with what and in what it is computed, now that "auto" is decided.
-        window_limits: sentences and tokens that are computed together.
+        settings: the settings as given.
+        device, runtime, precision: what is actually used, with "auto" resolved.
+        window_limits: the most sentences and tokens that are computed together.
 
     The same sentence always gets the same vectors, unless `stateful`, which carries the LSTM state from batch to
     batch by batch row, as AllenNLP and bilm-tf do.
 
-    One that was loaded from files is pickled as their path and its settings; a forked process may go on with it on the
-    CPU, not on a CUDA device.
+    An embedder loaded from files is pickled as their path and its settings. A forked process may keep using it on the
+    CPU, but not on a CUDA device.
     """
 
     @shows_options
@@ -74,13 +74,13 @@ class ElmoEmbedder:
         options_file: str | Path | None = None,
         **options: Unpack[Options],
     ) -> None:
-        """Make an embedder of a model in memory or of its files, by AllenNLP's arguments too.
+        """Create an embedder from a model in memory or from files; also takes AllenNLP's arguments.
 
         Args:
-            model: one in memory, or what `load` takes; before a `weight_file`, AllenNLP's options file.
-            weight_file: the weights, as AllenNLP's callers give them.
-            cuda_device: a card's number, -1 for the processor. With this or `weight_file` the defaults are AllenNLP's:
-                the processor, and float32.
+            model: a model in memory, or whatever `load` takes; together with `weight_file`, AllenNLP's options file.
+            weight_file: the weights, as in AllenNLP.
+            cuda_device: a card's number, or -1 for the CPU. With this or `weight_file`, the defaults are AllenNLP's:
+                the CPU and float32.
             options_file, **options: as for `load`.
         """
         options = with_defaults(weight_file, cuda_device, options)
@@ -119,24 +119,24 @@ class ElmoEmbedder:
         """Load a published or converted model, or the small English one that comes with the package.
 
         Args:
-            path: a folder, an archive or a weights file, of any format that `flashelmo info` reads; or a name that
-                `flashelmo models` lists, as "original": downloaded on first use, if no such path exists. None is the
-                model of 3.0M parameters that comes with the package ("tiny").
-            options_file: the options of a weights file that has none beside it.
-            **options: how it computes: the fields of `engine.settings.Settings`, which says what each means.
+            path: a folder, an archive or a weights file, in any format that `flashelmo info` reads; or a name listed
+                by `flashelmo models`, such as "original", which is downloaded on first use if no such path exists. None
+                is the model of 3.0M parameters that comes with the package ("tiny").
+            options_file: the options file, if it is not next to the weights.
+            **options: how to compute: the fields of `engine.settings.Settings`, documented there.
 
         Raises:
-            FlashElmoError: files that are missing, damaged or of an unknown format; a download that fails; options that
-                are unknown or do not go together.
-            MissingExtraError: the chosen runtime's package, or what downloads need, is not installed.
+            FlashElmoError: files are missing, damaged or of an unknown format; a download fails; options are unknown
+                or incompatible.
+            MissingExtraError: the package of the chosen runtime, or for downloads, is not installed.
         """
         return cls(bundled() if path is None else path_of("path", path), options_file=options_file, **options)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A copy, also in another process, is loaded anew from the same files; a state that was carried stays behind.
+        """Copies, in this or another process, are loaded again from the same files; carried state is not copied.
 
         Raises:
-            FlashElmoError: the model came from no file.
+            FlashElmoError: the model was not loaded from files.
         """
         if self._load_again is None:
             raise FlashElmoError(
@@ -167,13 +167,13 @@ class ElmoEmbedder:
 
     @property
     def statistics(self) -> Statistics:
-        """Totals of everything this instance embedded."""
+        """Totals over everything that this instance has embedded."""
         return self._pipeline.statistics
 
     def fingerprint(self) -> dict[str, Any]:
-        """What the vectors depend on, ready for JSON: the model's sha256, dimensions, runtime, precision and settings.
+        """What the vectors depend on, as JSON values: the model's sha256, dimensions, runtime, precision and settings.
 
-        The weights are read for it once more, if they came from files.
+        Weights that came from files are read again for this.
 
         Raises:
             FlashElmoError: the files are no longer there.
@@ -190,26 +190,26 @@ class ElmoEmbedder:
     def save_pretrained(
         self, folder: str | Path, *, license: str | None = None, language: str | None = None, overwrite: bool = False
     ) -> None:
-        """Write the model's folder in flashelmo's own format, with a model card: see `engine.model.card`."""
+        """Write the model to a folder in flashelmo's own format, with a model card: see `engine.model.card`."""
         save_pretrained(self._read_model(), folder, license=license, language=language, overwrite=overwrite)
 
     def push_to_hub(self, repo_id: str, **options: Unpack[HubOptions]) -> str:
-        """Upload what `save_pretrained` writes to Hugging Face's hub; returns the address: see `engine.model.card`."""
+        """Upload what `save_pretrained` writes to the Hugging Face hub; returns its URL: see `engine.model.card`."""
         return push_to_hub(self._read_model(), repo_id, **options)
 
     @property
     def reads_ahead(self) -> bool:
-        """Whether it reads further windows while one is computed, so that a device never waits for its input."""
+        """Whether further windows are read while one is computed, so that a device never waits for input."""
         return self._pipeline.ahead > 0
 
     @property
     def first_tokens(self) -> int:
-        """Bound of a stream's first window, the next one's being twice as high, so that a device begins soon."""
+        """Token limit of a stream's first window; it then doubles, so that a device starts early."""
         grows = self.reads_ahead and not self.settings.stateful
         return min(FIRST_TOKENS, self.window_limits[1]) if grows else self.window_limits[1]
 
     def reset_state(self) -> None:
-        """Let every row of a stateful embedder start at zero again; others have no state, and are left as they are.
+        """Reset every row of a stateful embedder to zero; without `stateful` there is no state to reset.
 
         Raises:
             FlashElmoError: called from within the embedder's own progress callback.
@@ -224,18 +224,18 @@ class ElmoEmbedder:
         *,
         convert_to_numpy: bool = True,
     ) -> Stream:
-        """Each window with an iterator of its sentences' vectors, in order.
+        """Yield each window with an iterator over its sentences' vectors, in order.
 
         Args:
-            windows: sentences that are computed together; `window_limits` bounds their memory.
+            windows: sentences to compute together; `window_limits` bounds their memory.
             on_progress: called repeatedly with the computed fraction of the next window.
-            output: which layers, and whether they are pooled; see `embed` for the shapes. Vectors may have its
-                `dtype` already, or else the number type of the computation, which a sink casts.
-            convert_to_numpy: numpy arrays; otherwise PyTorch tensors, on the device that computed them.
+            output: which layers, and whether they are pooled; see `embed` for the shapes. Vectors may already have
+                its `dtype`, or else the number type of the computation, which a sink casts.
+            convert_to_numpy: return numpy arrays; otherwise PyTorch tensors, on the device that computed them.
 
         Raises:
-            FlashElmoError: a layer that the model lacks; raised by the call itself, before anything is read.
-            MissingExtraError: tensors are asked for, and PyTorch is not installed; likewise.
+            FlashElmoError: the model lacks a layer; raised by the call itself, before anything is read.
+            MissingExtraError: tensors are requested but PyTorch is not installed; also raised by the call itself.
         """
         if not isinstance(output, Output):
             raise FlashElmoError(f"output: expected an Output, found {shown(output)}")
@@ -259,39 +259,39 @@ class ElmoEmbedder:
         """Stream the vectors of any number of sentences, in order, in bounded memory.
 
         Args:
-            sentences: token lists, or strings, which are split on white space: in a list, an iterator, a NumPy or
-                Arrow array, or a column of a table.
-            layers: "all", "top", "average" (of all layers), the number of a layer, 0 the one of the characters, or
-                several numbers.
-            mix: in place of `layers` a coefficient for each layer, of which the sum is given, as a trained
-                `ScalarMix`'s gamma * softmax(w): numbers, an array or a tensor.
-            pool: "mean" or "max" for the mean or the largest value over a sentence's tokens (zeros for an empty
-                sentence), None for every token. Boundaries that are kept count as tokens.
-            convert_to_numpy: numpy arrays, which are the caller's; otherwise PyTorch tensors where they were computed,
-                a window's in one piece of memory: clone those that are kept without their neighbours.
+            sentences: token lists, or strings to split on whitespace: in a list, an iterator, a NumPy or Arrow array,
+                or a column of a table.
+            layers: "all", "top", "average" (of all layers), a layer's number (0 is the character layer), or several
+                numbers.
+            mix: instead of `layers`, a coefficient for each layer of a weighted sum, such as a trained `ScalarMix`'s
+                gamma * softmax(w): numbers, an array or a tensor.
+            pool: "mean" or "max" over a sentence's tokens (zeros for an empty sentence), or None for no pooling.
+                Boundaries that are kept count as tokens.
+            convert_to_numpy: return numpy arrays, which the caller owns; otherwise PyTorch tensors on the device that
+                computed them. A window's tensors share memory: clone those that you keep without the others.
 
         Returns:
-            For each sentence [L, T, 2P], or [T, 2P] where `layers` names one vector a token; pooled [L, 2P], or [2P].
+            For each sentence [L, T, 2P], or [T, 2P] if `layers` selects one vector per token; pooled [L, 2P], or [2P].
 
         Raises:
-            FlashElmoError: `layers`, `mix` or `pool` is none of these, or the model lacks the layer; one text, a
-                dictionary or a table in place of sentences; raised by the call itself, before a sentence is read.
-            MissingExtraError: tensors are asked for, and PyTorch is not installed; likewise.
+            FlashElmoError: `layers`, `mix` or `pool` is invalid, or the model lacks the layer; `sentences` is a single
+                text, a dictionary or a table; raised by the call itself, before a sentence is read.
+            MissingExtraError: tensors are requested but PyTorch is not installed; also raised by the call itself.
         """
         given = several("sentences", sentences)
         return self._embed(given, self.window_limits, Output(layers, pool=pool, mix=mix), convert_to_numpy)
 
     def embed_batch(self, batch: Iterable[Sentence | str]) -> list[Array]:
-        """The vectors of each sentence of one batch (AllenNLP's method).
+        """Embed the sentences of one batch (AllenNLP's method).
 
-        A stateful embedder takes the sentences as one batch, however many, and a row of its state for each. As in
-        AllenNLP, one empty sentence by itself leaves the state as it is, unless boundaries are kept.
+        A stateful embedder takes the sentences as one batch, whatever their number, with a row of state for each. As in
+        AllenNLP, a single empty sentence leaves the state unchanged, unless boundaries are kept.
 
         Returns:
-            For each sentence all layers [L, T, 2P], or [L, T + 2, 2P] where boundaries are kept.
+            For each sentence all layers [L, T, 2P], or [L, T + 2, 2P] if boundaries are kept.
 
         Raises:
-            FlashElmoError: one text, a dictionary or a table in place of sentences; vectors that are not finite.
+            FlashElmoError: `batch` is a single text, a dictionary or a table; vectors are not finite.
         """
         rows = list(several("batch", batch))
         keeps_state = self.settings.stateful and len(rows) == 1 and not self.settings.keep_sentence_boundaries
@@ -300,14 +300,14 @@ class ElmoEmbedder:
         return self._embed_rows(rows)
 
     def batch_to_embeddings(self, batch: Iterable[Sentence | str]) -> tuple[Tensor, Tensor]:
-        """One batch as tensors where they were computed (AllenNLP's method).
+        """Embed one batch to tensors on the device that computed them (AllenNLP's method).
 
         Returns:
-            The vectors [B, L, T, 2P], zero behind a sentence's end, and the mask int64 [B, T], 1 at tokens; T is of
-            the longest sentence.
+            The vectors [B, L, T, 2P], zero past a sentence's end, and the mask int64 [B, T], 1 at tokens; T is the
+            length of the longest sentence.
 
         Raises:
-            FlashElmoError: no sentences, or what are none.
+            FlashElmoError: `batch` is empty or does not consist of sentences.
             MissingExtraError: PyTorch is not installed.
         """
         rows = list(several("batch", batch))
@@ -316,30 +316,30 @@ class ElmoEmbedder:
         return padded(self._embed_rows(rows, convert_to_numpy=False))
 
     def embed_sentence(self, sentence: Sentence | str) -> Array:
-        """The vectors of one sentence (AllenNLP's method).
+        """Embed one sentence (AllenNLP's method).
 
         Returns:
-            All layers [L, T, 2P], or [L, T + 2, 2P] where boundaries are kept.
+            All layers [L, T, 2P], or [L, T + 2, 2P] if boundaries are kept.
 
         Raises:
-            FlashElmoError: neither a list of tokens nor a text; vectors that are not finite.
+            FlashElmoError: `sentence` is neither a list of tokens nor a text; vectors are not finite.
         """
         tokens = tokens_of(sentence)
         return self.embed_batch([tokens])[0]
 
     def embed_sentences(self, sentences: Iterable[Sentence | str], batch_size: int | None = None) -> Iterator[Array]:
-        """Stream the vectors of sentences, as `embed` (AllenNLP's method).
+        """Stream the vectors of sentences, like `embed` (AllenNLP's method).
 
         Args:
-            sentences: as `embed` takes them.
-            batch_size: at most this many sentences at once; a stateful embedder's batches have as many rows. None is
-                the embedder's own.
+            sentences: as for `embed`.
+            batch_size: the most sentences to compute at once; a stateful embedder's batches have exactly as many rows.
+                None is the embedder's own limit.
 
         Returns:
-            For each sentence all layers [L, T, 2P], or [L, T + 2, 2P] where boundaries are kept.
+            For each sentence all layers [L, T, 2P], or [L, T + 2, 2P] if boundaries are kept.
 
         Raises:
-            FlashElmoError: what `embed` raises; a `batch_size` that is no number from 1 on.
+            FlashElmoError: as for `embed`; `batch_size` is not a whole number of at least 1.
         """
         limits = self._limits(batch_size)
         if not self.settings.stateful:
@@ -359,19 +359,19 @@ class ElmoEmbedder:
         *,
         overwrite: bool = False,
     ) -> Summary:
-        """Embed a text of one sentence a line into a file in AllenNLP's layout (AllenNLP's method).
+        """Embed a text with one sentence per line into a file in AllenNLP's layout (AllenNLP's method).
 
         Args:
-            input_file: a path or an open file; tokens stand between white space.
-            output_file_path: HDF5, or `.npz`; it appears when it is whole.
+            input_file: a path or an open file, with tokens separated by whitespace.
+            output_file_path: HDF5, or `.npz`; the file appears only when complete.
             output_format: "all" layers, "top", "average" or a layer's number.
             batch_size: as in `embed_sentences`.
-            forget_sentences: leave out the index of sentences.
-            use_sentence_keys: sentences, not line numbers, are the keys.
-            overwrite: replace a file that exists.
+            forget_sentences: omit the index of sentences.
+            use_sentence_keys: use sentences, not line numbers, as keys.
+            overwrite: replace an existing file.
 
         Raises:
-            FlashElmoError: text that is not UTF-8, a layer that is not there, a file that cannot be written.
+            FlashElmoError: the text is not UTF-8, the model lacks the layer, or the file cannot be written.
         """
         max_sentences = None if batch_size is None else self._limits(batch_size)[0]
         if not hasattr(input_file, "read") and not is_one_of(input_file, "-"):
@@ -401,30 +401,30 @@ class ElmoEmbedder:
         precision: str = "float32",
         prompt_name: str | None = None,
     ) -> Any:
-        """Vectors of sentences under sentence-transformers' names.
+        """Embed sentences, with sentence-transformers' parameter names.
 
         Args:
             sentences: one string, or what `embed` takes.
-            batch_size: at most this many sentences at once; None lets the schedule choose.
-            show_progress_bar: show one on standard error.
+            batch_size: the most sentences to compute at once; None lets the schedule choose.
+            show_progress_bar: show a progress bar on standard error.
             output_value: "sentence_embedding", the mean over tokens [2P] (zeros for an empty sentence), or
                 "token_embeddings" [T, 2P].
-            convert_to_numpy: numpy arrays; otherwise PyTorch tensors, on the device that computed them.
+            convert_to_numpy: return numpy arrays; otherwise PyTorch tensors, on the device that computed them.
             normalize_embeddings: scale every vector to length 1; zeros stay zeros.
-            layers: "average" of the layers, "top", or the number of one.
-            mix: in place of `layers` a coefficient for each, as `embed` takes it.
-            convert_to_tensor: PyTorch tensors, whatever `convert_to_numpy` is.
-            device: None, or the one that this embedder was made for.
-            precision: "float32"; others, of quantized vectors, are refused.
-            prompt_name: without effect, which is said once: ELMo has no prompts.
+            layers: "average" of the layers, "top", or a layer's number.
+            mix: instead of `layers`, a coefficient for each layer, as for `embed`.
+            convert_to_tensor: return PyTorch tensors, whatever `convert_to_numpy` is.
+            device: None, or the device of this embedder.
+            precision: only "float32"; quantized vectors are not supported.
+            prompt_name: ignored, with one warning: ELMo has no prompts.
 
         Returns:
             For "sentence_embedding" an array [B, 2P] ([2P] for one string); for "token_embeddings" a list of arrays
             (one array for one string).
 
         Raises:
-            FlashElmoError: an argument that is none of these, a layer that the model lacks.
-            MissingExtraError: tensors are asked for, and PyTorch is not installed.
+            FlashElmoError: an argument is invalid, or the model lacks the layer.
+            MissingExtraError: tensors are requested but PyTorch is not installed.
         """
         check_foreign(self.device, device, precision, prompt_name)
         as_numpy = flag("convert_to_numpy", convert_to_numpy) and not flag("convert_to_tensor", convert_to_tensor)

@@ -1,4 +1,4 @@
-"""The words of a text whose vectors in context are nearest to that of a word in a sentence, by cosine similarity."""
+"""The words of a text whose contextual vectors are nearest to that of a word in a sentence, by cosine similarity."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Neighbour(NamedTuple):
     """A word in its sentence.
 
     Attributes:
-        similarity: cosine of both vectors, from -1 to 1.
-        sentence: its number in the text, from 0; position: the word's in it.
+        similarity: cosine of the two vectors, from -1 to 1.
+        sentence: the sentence's number in the text, from 0; position: the word's position in it.
         tokens: the sentence.
     """
 
@@ -42,12 +42,12 @@ class Neighbour(NamedTuple):
 
 @dataclass(frozen=True)
 class Use:
-    """A word in a sentence, of which neighbours are asked for.
+    """A word in a sentence whose neighbours are wanted.
 
     Attributes:
         tokens: the sentence.
-        position: the word's in it, from 0.
-        same_word: whether its neighbours are uses of that word itself, in capitals or small letters.
+        position: the word's position in it, from 0.
+        same_word: only consider uses of the same word, ignoring case.
     """
 
     tokens: Sequence[str]
@@ -59,7 +59,7 @@ class Use:
         """The use of a word in a sentence, as `find_neighbours` takes both.
 
         Raises:
-            FlashElmoError: the sentence does not hold the word; neither text nor tokens.
+            FlashElmoError: the sentence does not contain the word, or is neither text nor tokens.
         """
         tokens = tokens_of(query)
         if not tokens or not all(isinstance(token, str) for token in tokens):
@@ -67,7 +67,7 @@ class Use:
         return cls(tokens, _position(tokens, word), flag("same_word", same_word))
 
     def candidates(self, tokens: Sequence[str]) -> list[int]:
-        """Positions of the words of a sentence that may be its neighbours; none in the use's own sentence."""
+        """Positions of the words in a sentence that may be its neighbours; none in the use's own sentence."""
         if list(tokens) == list(self.tokens):
             return []
         word = self.tokens[self.position].lower()
@@ -89,19 +89,23 @@ def find_neighbours(
     layers: Layers = "average",
     same_word: bool = False,
 ) -> list[Neighbour]:
-    """The nearest word of each sentence, and of these the n nearest; a sentence that is the query itself has none.
+    """Find the words of a text that are nearest to a word in a sentence, by the cosine of their contextual vectors.
+
+    Each sentence of the text contributes its nearest word, and the n nearest of these are returned, best first. A
+    sentence equal to the query contributes none.
 
     Args:
-        sentences: of the text, as `ElmoEmbedder.embed` takes them; they are read once, in bounded memory.
-        query: a sentence with the word in it.
-        word: that word, the first time it stands there; or its position, from 0.
-        n: neighbours.
-        layers: what is compared: "top", "average" or the number of a layer.
-        same_word: only that word itself, in capitals or small letters: in which of its uses is it nearest?
+        elmo: the embedder; it must not be stateful.
+        sentences: the text, as for `ElmoEmbedder.embed`; it is read once, in bounded memory.
+        query: a sentence that contains the word.
+        word: the word, of which the first occurrence counts; or its position, from 0.
+        n: the number of neighbours.
+        layers: which vectors to compare: "top", "average" or a layer's number.
+        same_word: only consider uses of the same word, ignoring case: in which of them is it nearest?
 
     Raises:
-        FlashElmoError: the query does not hold the word; `layers` names more than one vector for a token; the embedder
-            carries a state; an argument is none of these.
+        FlashElmoError: the query does not contain the word; `layers` selects several vectors per token; the embedder is
+            stateful; an argument is invalid.
     """
     if not isinstance(elmo, ElmoEmbedder):
         raise FlashElmoError(f"elmo: expected an ElmoEmbedder, found {shown(elmo)}")
@@ -119,10 +123,10 @@ def neighbours_of(
     n: int = 5,
     layers: Layers = "average",
 ) -> list[list[Neighbour]]:
-    """For each of several uses what `find_neighbours` gives; the text is embedded once for all.
+    """Return what `find_neighbours` does, for each of several uses; the text is embedded only once.
 
     Raises:
-        FlashElmoError: as there.
+        FlashElmoError: as for `find_neighbours`.
     """
     check_layers(layers)
     expect_no_state(elmo.settings.stateful, "a neighbour's vector depends on its sentence alone")

@@ -1,4 +1,4 @@
-"""From a sentence's layers to what was asked for: which layer, which number type, tokens or one vector."""
+"""From a sentence's layers to the requested output: which layers, which number type, pooled or not."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Output:
     """What is kept of each sentence.
 
     Attributes:
-        layers: "all", "top", "average" (of all layers), the number of a layer, 0 the one of the characters, or several
+        layers: "all", "top", "average" (of all layers), a layer's number (0 is the character layer), or several
             different numbers.
         dtype: "float32" or "float16".
-        pool: "mean" or "max" for the mean or the largest value over a sentence's tokens, None for every token.
-        mix: a coefficient for each layer, as a trained `ScalarMix`'s gamma * softmax(w) (Peters et al. 2018, eq. 1),
-            in place of the layers' plain average: `layers` is "average" then.
+        pool: "mean" or "max" over a sentence's tokens, or None for no pooling.
+        mix: a coefficient for each layer, such as a trained `ScalarMix`'s gamma * softmax(w) (Peters et al. 2018,
+            eq. 1), instead of the plain average; `layers` is then "average".
     """
 
     layers: Layers = "all"
@@ -46,7 +46,7 @@ class Output:
         mix: Any = self.mix
         if mix is not None:
             if layers not in ("all", "average"):
-                raise FlashElmoError(f"layers: cannot be combined with mix, found {layers!r}")
+                raise FlashElmoError(f"layers: expected none together with mix, found {layers!r}")
             layers, mix = "average", finite_numbers("mix", mix)
         object.__setattr__(self, "layers", layers)
         object.__setattr__(self, "mix", mix)
@@ -57,7 +57,7 @@ class Output:
 
     @property
     def single(self) -> bool:
-        """Whether the result of a token is one vector, not one for each of several layers."""
+        """Whether a token has a single vector, not one for each of several layers."""
         return isinstance(self.layers, int) or self.layers in ("top", "average")
 
     def check(self, n_layers: int) -> None:

@@ -1,7 +1,7 @@
-"""Settings: everything that can be chosen of an embedder, in one frozen object from the embedder down.
+"""Settings: all options of an embedder, in one frozen object that is passed down from it.
 
-A new option is a field of `Settings` and the same name in `Options`, which tells type checkers; whoever needs it reads
-it from the object.
+A new option is a field of `Settings` and the same name in `Options`, for type checkers; code that needs it reads it
+from the object.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ INTERPRETER = "interpreter"  # a device: the CUDA runtime's kernels, interpreted
 
 @dataclass(frozen=True)
 class CudaSettings:
-    """Switches of the CUDA runtime that change its speed, and its results within the precision's bound at most.
+    """Switches of the CUDA runtime. They affect speed, and results only within the precision's error bound.
 
     Attributes:
         graphs: replay small windows as captured CUDA graphs.
-        keep_weights: ask the L2 cache to keep the weights that steps of few rows read again and again, where they are
+        keep_weights: ask the L2 cache to keep the weights that steps with few rows read repeatedly, when they are
             launched one by one.
         graph_rows: windows with more rows at some depth are launched kernel by kernel, without a graph: a step then
-            takes longer than launching it, so a graph gains nothing.
-        graph_depths: windows of more time steps are launched kernel by kernel too.
-        max_graphs: graphs that are kept; the least recently replayed gives way.
-        batch_invariant: a sentence's vectors have the same bits on a card whatever is embedded with it; slower, as
+            takes longer than its launch, so a graph gains nothing.
+        graph_depths: windows with more time steps are launched kernel by kernel, too.
+        max_graphs: the most graphs to keep; the least recently replayed is evicted.
+        batch_invariant: on a card, a sentence's vectors have the same bits whatever is embedded with it; slower, as
             kernels and tiles are not chosen by the number of rows (`docs/gpu.md`).
     """
 
@@ -64,28 +64,28 @@ class Settings:
     """How an embedder computes.
 
     Attributes:
-        device: "cpu"; "cuda", "cuda:1", or a list of such names, each of which gets a process; "auto" is "cuda" where
-            it can be used, and otherwise the CPU, with one warning. A torch.device or a card's number will do as well;
-            -1 is the CPU.
-        precision: a name of `PRECISIONS` that the device has (`docs/precision.md`). "auto" is "bf16" on CUDA devices
-            that have it, otherwise "fp32".
+        device: "cpu"; "cuda", "cuda:1", or a list of such names, each of which gets a process; "auto" is "cuda" if it
+            can be used, and otherwise the CPU, with one warning. A torch.device or a card's number works too; -1 is the
+            CPU.
+        precision: a name in `PRECISIONS` that the device supports (`docs/precision.md`). "auto" is "bf16" on CUDA
+            devices that support it, otherwise "fp32".
         runtime: on the CPU "ort", "avx512", "openvino" or "reference", on a CUDA device "cuda"; "auto" is the first
-            that has the precision and can run.
-        stateful: carry the LSTM state from batch to batch of `batch_size` sentences.
-        batch_size: sentences of a batch where stateful, or with the reference; otherwise without effect.
-        threads: processor threads, at most 64 or the machine's processors; None takes all cores. On a CUDA device they
-            make schedules, 4 at most.
-        keep_sentence_boundaries: give the vectors of the begin and end of sentence too, T + 2 rows.
-        share: compute equal prefixes and suffixes of sentences once; stateful runs never do.
-        cache_bytes: bound of the memory for word vectors that are kept from call to call.
-        word_cache: a file of word vectors that are kept from run to run, on the CPU; it is of one model in one
-            precision, made where there is none, used by several runs at once, and at most 8 times `cache_bytes` large.
-        window_tokens: tokens computed together, of at most 131,072 sentences; None bounds their hidden states to 256
+            that supports the precision and can run.
+        stateful: carry the LSTM state over between batches of `batch_size` sentences.
+        batch_size: sentences per batch if stateful, or with the reference; otherwise ignored.
+        threads: CPU threads, at most 64 or the number of processors; None uses all cores. On a CUDA device they make
+            schedules, at most 4 of them.
+        keep_sentence_boundaries: also return the vectors of the sentence boundaries, T + 2 rows.
+        share: compute common prefixes and suffixes of sentences once; stateful runs never do.
+        cache_bytes: memory limit for word vectors that are kept from call to call.
+        word_cache: a file that keeps word vectors between runs, on the CPU. It belongs to one model in one precision,
+            is created if missing, can be shared by concurrent runs, and grows to at most 8 times `cache_bytes`.
+        window_tokens: tokens computed together, from at most 131,072 sentences; None limits their hidden states to 256
             MiB, on a CUDA device to what fits its free memory (`engine.cuda.memory`).
         cuda: switches of the CUDA runtime.
 
     Raises:
-        FlashElmoError: a value of another type, a number that is too small, or more threads than any processor here
+        FlashElmoError: a value has the wrong type, a number is too small, or there are more threads than this machine
             could run.
     """
 

@@ -170,7 +170,7 @@ _PADDING = """\
 Sentences of a batch are padded on the right, and outputs are exactly zero where there is no token. A batch of no \
 sentences or no columns has outputs as empty. """
 
-_DECIDES = "Where tokens are is told by `character_ids` alone. "
+_DECIDES = "`character_ids` alone determine where tokens are. "
 
 _HALF = "In the fp16 file float32 is float16, but for the cells of a stateful one."
 

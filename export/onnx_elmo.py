@@ -1,4 +1,4 @@
-"""OnnxElmo: an exported file in ONNX Runtime, for deployment. It needs numpy and onnxruntime alone."""
+"""OnnxElmo: an exported file in ONNX Runtime, for deployment. It needs only numpy and onnxruntime."""
 
 from __future__ import annotations
 
@@ -42,28 +42,28 @@ logger = logging.getLogger("flashelmo")
 
 
 class OnnxElmo:
-    """Word and sentence vectors of an exported file. Where it is not stateful, several threads may use one at once.
+    """Computes word and sentence vectors with an exported file. Unless it is stateful, an instance is thread-safe.
 
     Args:
-        path: the `.onnx` file, or the folder that `flashelmo export` wrote, of which `onnx/model.onnx` is taken, or
-            the only file where that is another. Unrolled files (`--for cuda`) are taken together, by the folder that
-            they lie in or the exported one, and each batch runs in the smallest file that holds it.
+        path: the `.onnx` file, or the folder that `flashelmo export` wrote, of which `onnx/model.onnx` is used, or the
+            only file if it has another name. Unrolled files (`--for cuda`) are used together, given their own folder or
+            the exported one; each batch runs in the smallest file that fits it.
         providers: ONNX Runtime's execution providers in order of precedence, each a name or (name, options); "cpu"
             and "cuda" are short for `CPUExecutionProvider` and `CUDAExecutionProvider`, which from ONNX Runtime 1.18
-            on multiplies in full float32 unless its options have `use_tf32`. One that is not there is an error:
-            nothing falls back to the CPU silently.
-        session_options: onnxruntime.SessionOptions in place of those made here.
-        threads: processor threads; None takes all cores.
+            on multiplies in full float32 unless its options set `use_tf32`. A missing provider is an error: nothing
+            falls back to the CPU silently.
+        session_options: onnxruntime.SessionOptions to use instead of the defaults here.
+        threads: CPU threads; None uses all cores.
 
     Attributes:
-        metadata: what the file says of itself.
-        layers: numbers of the layers that it gives, 0 the characters' one.
+        metadata: the file's metadata.
+        layers: numbers of the layers that the file returns; 0 is the character layer.
         providers: the execution providers in use; ONNX Runtime always adds the CPU's, for what the others lack.
         output_size: 2P, the size of a vector.
 
     Raises:
-        FlashElmoError: a file that is absent, damaged, not of this package or without its external data; a folder of
-            several files, none of them `model.onnx`; a provider that is absent or does not load.
+        FlashElmoError: a file is missing, damaged, not exported by this package or without its external data; a folder
+            has several files, none of them `model.onnx`; a provider is missing or does not load.
     """
 
     def __init__(
@@ -139,15 +139,15 @@ class OnnxElmo:
         return pad(token_lists(sentences), self._speller, self.metadata)
 
     def embed(self, sentences: Iterable[Sentence | str], *, batch_size: int = 32) -> list[Floats]:
-        """The layers [K, T, 2P] of every sentence, in the order given; K layers are in the file.
+        """The layers [K, T, 2P] of every sentence, in the order given, for the K layers in the file.
 
         Args:
-            sentences: token lists, or strings, which are split on white space.
-            batch_size: sentences that are computed together. They are sorted by their length first, but for a
-                stateful file, whose row b of a batch continues row b of the batch before.
+            sentences: token lists, or strings to split on whitespace.
+            batch_size: sentences that are computed together. They are first sorted by length, except for a stateful
+                file, where row b of a batch continues row b of the batch before.
 
         Raises:
-            FlashElmoError: a sentence that is no text; a file without layers.
+            FlashElmoError: a sentence is not text; the file returns no layers.
         """
         if not self.layers:
             raise FlashElmoError(f"{self._file}: expected hidden_states among the outputs, found none")
@@ -167,10 +167,10 @@ class OnnxElmo:
         output_value: Literal["sentence_embedding", "token_embeddings"] = "sentence_embedding",
         normalize_embeddings: bool = False,
     ) -> Any:
-        """The file's mix of layers, under sentence-transformers' names.
+        """Embed sentences with the file's mix of layers, with sentence-transformers' parameter names.
 
         Args:
-            sentences: one string, or strings (split on white space) or token lists.
+            sentences: one string, or strings (split on whitespace) or token lists.
             batch_size: as for `embed`.
             output_value: "sentence_embedding", the mean over tokens [2P] (zeros for an empty sentence), or
                 "token_embeddings" [T, 2P].
@@ -200,14 +200,14 @@ class OnnxElmo:
         return np.stack(ordered) if ordered else np.empty((0, self.output_size), self._outputs[output_value])
 
     def run(self, *, outputs: Sequence[str] | None = None, on_device: bool = False, **inputs: Any) -> dict[str, Any]:
-        """Run the graph on one padded batch; nothing is carried from call to call.
+        """Run the graph on one padded batch; no state is kept between calls.
 
         Args:
-            outputs: names of those that are wanted, and nothing else is copied; None for all.
-            on_device: give onnxruntime.OrtValues where the first provider computed them; those of unrolled files have
-                the shape of the file that the batch ran in, and are overwritten by the next batch of that shape.
-            **inputs: character_ids [B, T, M] and word_ids [B, T], those that the file takes, in any integers, as
-                `inputs` makes them. A stateful file takes `state.hidden` and `state.cell` too, zeros where absent.
+            outputs: names of the outputs to compute and copy; None for all.
+            on_device: return onnxruntime.OrtValues where the first provider computed them; those of unrolled files
+                have the shape of the file that the batch ran in, and are overwritten by the next batch of that shape.
+            **inputs: character_ids [B, T, M] and word_ids [B, T], as far as the file takes them, of any integer type,
+                as `inputs` makes them. A stateful file also takes `state.hidden` and `state.cell`, zeros if omitted.
 
         Returns:
             Arrays by the outputs' names.

@@ -85,7 +85,7 @@ def test_allennlps_call_has_allennlps_device_and_precision(files: SimpleNamespac
             {"model": MODELS["skip"], "weight_file": "w"},
             "weight_file, options_file: cannot be combined with a model in",
         ),
-        ({"model": "m", "cuda_device": 0, "device": "cpu"}, "cuda_device: cannot be combined with device, found 0"),
+        ({"model": "m", "cuda_device": 0, "device": "cpu"}, "cuda_device: expected none together with device, found 0"),
         ({"model": "m", "cuda_device": -2}, "cuda_device: expected a name as 'cuda:0', a number, -1 for the CPU, or a"),
         ({"model": "m", "cuda_device": [0, 1]}, "cuda_device: expected a name as 'cuda:0', a number, -1 for the CPU"),
         ({"model": "/absent"}, "/absent: no such file or folder"),

@@ -230,7 +230,7 @@ def test_encode_shows_progress(embedder: ElmoEmbedder, capsys: pytest.CaptureFix
         ({"output_value": "tokens"}, "output_value: expected"),
         ({"layers": "all"}, "layers: expected 'average', 'top' or a layer's number, found 'all'"),
         ({"layers": [0, 1]}, "layers: expected 'average', 'top' or a layer's number, found \\[0, 1\\]"),
-        ({"layers": "top", "mix": [1, 2, 3]}, "layers: cannot be combined with mix, found 'top'"),
+        ({"layers": "top", "mix": [1, 2, 3]}, "layers: expected none together with mix, found 'top'"),
         ({"layers": 3}, "layers: expected a layer from 0 to 2, found 3"),
         ({"layers": "last"}, "layers: expected"),
         ({"batch_size": 0}, "batch_size: expected 1 or more, found 0"),

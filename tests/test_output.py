@@ -204,5 +204,5 @@ NO_MIXES += [{0: 1, 1: 1, 2: 1}, {0.2, 0.5, 0.3}, {1: "a"}.keys(), bytearray(b"1
 def test_what_is_no_mix(mix: Any) -> None:
     with pytest.raises(FlashElmoError, match=r"^mix: expected a finite number for each layer, found [^\n]*$"):
         Output(mix=mix)
-    with pytest.raises(FlashElmoError, match=r"^layers: cannot be combined with mix, found 0$"):
+    with pytest.raises(FlashElmoError, match=r"^layers: expected none together with mix, found 0$"):
         Output(0, mix=MIX)

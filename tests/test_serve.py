@@ -217,7 +217,7 @@ ERRORS = [
     ("/embed", {"inputs": ["\ud800"]}, 422, "inputs[0]: expected Unicode, found half a surrogate pair in '\\ud800'"),
     ("/embed", {}, 422, "inputs: expected a value, found nothing"),
     ("/embed", [], 422, "body: expected JSON with the header Content-Type: application/json, found []"),
-    ("/embed", {"inputs": "a", "layer": 1}, 422, "layer: unknown field; /openapi.json lists"),
+    ("/embed", {"inputs": "a", "layer": 1}, 422, "layer: expected a field that /openapi.json lists"),
     ("/embed", {"inputs": "a", "layers": 3}, 422, "layers: expected a layer from 0 to 2, found 3"),
     ("/embed", {"inputs": "a", "layers": "up"}, 422, "layers: expected all, top, average, a layer's number"),
     ("/embed", {"inputs": "a", "mix": [1, 1e39, 1]}, 422, "mix: expected numbers that float32 can hold, found 1e+39"),

@@ -1,4 +1,4 @@
-"""Vectors read back out of a folder of shards, memory-mapped."""
+"""Reading vectors back from a folder of shards, memory-mapped."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ OPEN_PARQUET_SHARDS = 8  # each has a group of rows in memory
 
 
 class Embeddings:
-    """What `flashelmo embed` wrote: a record's vectors by its number or its id, in the shape that `embed` gives.
+    """The output of `flashelmo embed`: each record's vectors, by number or id, with the shapes of `ElmoEmbedder.embed`.
 
-    `e[7]` and `e["P12345"]` are a record's vectors, read-only views of the file; `e[10:20]` is a list of those of the
-    records numbered so; iteration gives all in order, and `len(e)` is how many there are. A record that was skipped has
-    none: its number raises an IndexError. Of several records with one id it has the first. Threads need an object each.
-    What is pickled is the folder's path: other processes open it themselves.
+    `e[7]` and `e["P12345"]` are a record's vectors, as read-only views of the file; `e[10:20]` is a list of those of
+    these records; iteration yields all in order, and `len(e)` is their number. The number of a skipped record raises
+    an IndexError. An id that occurs several times refers to its first record. Each thread needs its own object.
+    Pickling keeps only the folder's path: other processes open it themselves.
 
     Attributes:
-        run: what the output was begun with: the model, its output, the input.
+        run: the run's settings: the model, the requested output, the input.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -95,12 +95,12 @@ class Embeddings:
                 yield self._rows.as_embedded(shard.rows(b))
 
     def __contains__(self, key: object) -> bool:
-        """Whether a record of this number, counted from the end if it is negative, or id has vectors."""
+        """Whether the record with this number (from the end if negative) or id has vectors."""
         number = self._by_id.get(key) if isinstance(key, str) else self._number(key)
         return number is not None and self._find(number) is not None
 
     def ids(self) -> Iterator[str]:
-        """The id of every record, in order; its number where it has none of its own."""
+        """The id of every record, in order; its number if it has no id."""
         for k in range(len(self._metas)):
             yield from self._shard(k).column("id").to_pylist()
 
@@ -292,9 +292,9 @@ class _ParquetValues:
 
 
 def open_embeddings(path: str | Path) -> Embeddings:
-    """Open what `flashelmo embed` wrote into a folder; a warning says where it is not finished.
+    """Open a folder of shards that `flashelmo embed` wrote; warns if it is not finished.
 
     Raises:
-        FlashElmoError: it is no folder of shards.
+        FlashElmoError: `path` is not a folder of shards.
     """
     return Embeddings(folder_of("path", path))

@@ -1,4 +1,4 @@
-"""A model's folder as hubs expect it: flashelmo's own format, with a model card that Hugging Face's hub reads."""
+"""A model's folder for hubs: flashelmo's own format, with a model card for the Hugging Face hub."""
 
 from __future__ import annotations
 

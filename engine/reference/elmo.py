@@ -57,22 +57,22 @@ ALLENNLP_HIGHWAY = re.compile(r"_elmo_lstm\._token_embedder\._highways\._layers\
 class Elmo(torch.nn.Module):
     """ELMo representations for a task: the biLM's layers, mixed by learned weights, with dropout.
 
-    Constructor, `forward` and output are those of AllenNLP 0.9 to 2.x (`allennlp.modules.elmo.Elmo`), and its
-    state dicts load. Unlike AllenNLP's, a call does not depend on earlier ones unless `stateful`.
+    The constructor, `forward` and output match AllenNLP 0.9 to 2.x (`allennlp.modules.elmo.Elmo`), and its state dicts
+    load. Unlike in AllenNLP, a call does not depend on earlier ones unless `stateful`.
 
     Args:
-        options_file: options.json, or with `weight_file` None anything that holds a whole model, as a folder.
+        options_file: options.json; or, if `weight_file` is None, anything that holds a whole model, such as a folder.
         weight_file: the weights.
-        num_output_representations: separately learned mixes.
+        num_output_representations: the number of separately learned mixes.
         requires_grad: fine-tune the biLM.
         do_layer_norm: normalise the layers before they are mixed.
-        dropout: probability, on the representations.
+        dropout: dropout probability for the representations.
         vocab_to_cache: words whose context-free vectors are computed once; `forward` then takes as `word_inputs`
             positions in this list. Position 0 means padding.
-        keep_sentence_boundaries: keep the vectors of the begin and end of sentence.
+        keep_sentence_boundaries: keep the vectors of the sentence boundaries.
         scalar_mix_parameters: fixed weights of the mix, before the softmax.
-        module: used in place of the pretrained biLM, with both files None: has `num_layers`, `get_output_dim` and a
-            `forward(inputs, word_inputs)` that returns `activations` and `mask`.
+        module: used instead of the pretrained biLM, with both files None; it must have `num_layers`, `get_output_dim`
+            and a `forward(inputs, word_inputs)` that returns `activations` and `mask`.
         stateful: carry the LSTM state from batch to batch by batch row, as AllenNLP does.
 
     Raises:
@@ -137,17 +137,17 @@ class Elmo(torch.nn.Module):
         return int(get_output_dim())
 
     def reset_state(self) -> None:
-        """Forget the state that a stateful module carries."""
+        """Reset the state of a stateful module."""
         if isinstance(self.bilm, ReferenceElmo):
             self.bilm.reset_state()
 
     def to_model(self) -> ElmoModel:
-        """The biLM with its weights as they are now, perhaps fine-tuned: `ElmoEmbedder` takes it, `save` writes it.
+        """The biLM with its current, possibly fine-tuned weights: `ElmoEmbedder` takes it, `save` writes it.
 
-        The mixes are no part of it; their coefficients go to `embed(mix=...)`.
+        It does not include the mixes; pass their coefficients to `embed(mix=...)`.
 
         Raises:
-            FlashElmoError: the biLM was given as a `module`; cached words have vectors that were trained by themselves,
+            FlashElmoError: the biLM was passed as a `module`; cached words have vectors that were trained on their own,
                 for which a model has no place; a weight is not finite.
         """
         if self._with_weights is None or not isinstance(self.bilm, ReferenceElmo):
@@ -162,7 +162,7 @@ class Elmo(torch.nn.Module):
         """Write `to_model` to a new folder, in the format of `flashelmo convert`, for `load` and for `convert`.
 
         Raises:
-            FlashElmoError: there is no such model; the folder exists or cannot be written.
+            FlashElmoError: as for `to_model`; the folder exists or cannot be written.
         """
         write_native(self.to_model(), folder, overwrite=flag("overwrite", overwrite))
 
@@ -170,29 +170,29 @@ class Elmo(torch.nn.Module):
         """Character ids of tokenized sentences for this model: the `inputs` of `forward`.
 
         Args:
-            batch: token lists, or strings, which are split on white space.
+            batch: token lists, or strings to split on whitespace.
 
         Returns:
-            int64 [B, T, M], T of the longest sentence, zeros behind the others. For bilm-tf's models with M = 50 they
-            are those of the function `batch_to_ids`.
+            int64 [B, T, M] with T the length of the longest sentence; shorter ones are padded with zeros. For bilm-tf's
+            models with M = 50, these equal those of the function `batch_to_ids`.
 
         Raises:
-            FlashElmoError: what is no list of sentences; a model that looks words up and has no characters, or that
-                was given as a `module`.
+            FlashElmoError: `batch` is not a list of sentences; the model has no characters, or was passed as a
+                `module`.
         """
         return self._batch_ids(batch, 0)
 
     def batch_to_word_ids(self, batch: Iterable[Sentence | str]) -> Tensor:
-        """Word ids of tokenized sentences for a model that looks words up: the `word_inputs` of `forward`.
+        """Word ids of tokenized sentences for a model that looks up words: the `word_inputs` of `forward`.
 
         Args:
-            batch: token lists, or strings, which are split on white space.
+            batch: token lists, or strings to split on whitespace.
 
         Returns:
-            int64 [B, T], T of the longest sentence, behind the others the id of no word (`absent_word_id`).
+            int64 [B, T] with T the length of the longest sentence; shorter ones are padded with `absent_word_id`.
 
         Raises:
-            FlashElmoError: what is no list of sentences; a model of characters alone, or that was given as a `module`.
+            FlashElmoError: `batch` is not a list of sentences; the model has no words, or was passed as a `module`.
         """
         return self._batch_ids(batch, 1)
 
@@ -200,18 +200,18 @@ class Elmo(torch.nn.Module):
         """Embed a batch; leading dimensions may be more than one.
 
         Args:
-            inputs: character ids [..., T, M] from `batch_to_ids`, of any integer type; may be None beside
-                `word_inputs`.
+            inputs: character ids [..., T, M] from `batch_to_ids`, of any integer type; may be None if `word_inputs` are
+                given.
             word_inputs: word ids [..., T]: positions in `vocab_to_cache`, 0 at padding, or those of
-                `batch_to_word_ids` for a model that looks words up.
+                `batch_to_word_ids` for a model that looks up words.
 
         Returns:
             {"elmo_representations": num_output_representations tensors [..., T, 2P], "mask": bool [..., T]};
-            T + 2 where boundaries are kept.
+            T + 2 if boundaries are kept.
 
         Raises:
-            FlashElmoError: inputs that are no tensors of whole numbers, or of other shapes; ids that the model's
-                embeddings do not have; padding that is not on the right.
+            FlashElmoError: inputs are not integer tensors or have other shapes; ids are outside the model's embeddings;
+                padding is not on the right.
         """
         if word_inputs is not None and not self._takes_words():
             logger.warning("word_inputs is ignored: there is no vocab_to_cache")

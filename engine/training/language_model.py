@@ -51,7 +51,7 @@ class Scores:
 
 
 class LanguageModel:
-    """The bidirectional language model with its softmax; every sentence is read from a fresh state.
+    """The bidirectional language model with its softmax; every sentence starts from a fresh state.
 
     Args:
         model: with its parameters on a device.

@@ -1,4 +1,4 @@
-"""A client of `flashelmo serve` with the embedder's methods. It needs no runtime and no model."""
+"""A client for `flashelmo serve` with the embedder's methods. It needs no runtime and no model."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ LONGEST_WAIT = 30.0  # seconds between attempts
 
 
 class Client:
-    """A served model's vectors under `ElmoEmbedder`'s methods: the same arrays, bit by bit.
+    """A client for `flashelmo serve` with `ElmoEmbedder`'s methods; it returns the same arrays, bit for bit.
 
-    What fails for a moment (429, 503, a connection that breaks) is tried again, after a pause that grows, or as long
-    as the service says. Requests may be made from several threads.
+    Transient errors (429, 503, a broken connection) are retried, after a growing pause or as long as the service asks.
+    Thread-safe.
 
     Args:
-        url: of the service, as "http://127.0.0.1:8080".
-        api_key: the service's, if it has one.
-        timeout: seconds of one attempt.
+        url: the service's address, such as "http://127.0.0.1:8080".
+        api_key: the service's key, if it has one.
+        timeout: seconds per attempt.
         retries: attempts after the first.
-        transport: of httpx, in place of its own.
+        transport: an httpx transport to use instead of the default.
 
     Attributes:
-        info: what `/info` says, asked for when it is first used.
+        info: the response of `/info`, requested on first use.
     """
 
     def __init__(
@@ -78,15 +78,15 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close its connections."""
+        """Close the connections."""
         self._http.close()
 
     @property
     def info(self) -> dict[str, Any]:
-        """What the service says of itself: model, dimensions, limits.
+        """The service's description: model, dimensions, limits.
 
         Raises:
-            FlashElmoError: it does not answer.
+            FlashElmoError: the service does not answer.
         """
         if self._info is None:
             answer = self._request("GET", "/info")
@@ -104,13 +104,13 @@ class Client:
         mix: Mix | None = None,
         pool: str | None = None,
     ) -> Iterator[Array]:
-        """Stream the vectors of any number of sentences: see `ElmoEmbedder.embed`, whose shapes these are.
+        """Stream the vectors of any number of sentences, with the shapes of `ElmoEmbedder.embed`.
 
-        Strings are split as the service was told; token lists are taken as they are.
+        The service's tokenizer splits strings; token lists are used unchanged.
 
         Raises:
-            FlashElmoError: what the service refuses, in its words; it does not answer. `layers`, `mix` or `pool` is
-                none, which is raised by the call itself.
+            FlashElmoError: the service rejects the request (with its message) or does not answer. `layers`, `mix` or
+                `pool` is invalid, which is raised by the call itself.
         """
         return self._embed(several("sentences", sentences), Output(layers, pool=pool, mix=mix))
 
@@ -123,7 +123,7 @@ class Client:
         return self.embed_batch([sentence])[0]
 
     def embed_sentences(self, sentences: Iterable[Sentence | str], batch_size: int | None = None) -> Iterator[Array]:
-        """As `embed`, all layers; so many sentences a request."""
+        """Like `embed`, with all layers; `batch_size` is the number of sentences per request."""
         return self._embed(several("sentences", sentences), Output(), batch_size)
 
     def encode(
@@ -136,10 +136,10 @@ class Client:
         layers: Layers = "average",
         mix: Mix | None = None,
     ) -> Any:
-        """Vectors of sentences under sentence-transformers' names: see `ElmoEmbedder.encode`, whose shapes these are.
+        """Embed sentences, with the parameters and shapes of `ElmoEmbedder.encode`.
 
         Raises:
-            FlashElmoError: as `embed`.
+            FlashElmoError: as for `embed`.
         """
         return encode(
             lambda rows, output: self._embed(rows, output, batch_size),
@@ -194,7 +194,7 @@ class Client:
         return FlashElmoError(f"{self._url}{path}: expected {expected}, found something else: {first_line(error)}")
 
     def _request(self, method: str, path: str, body: Any = None) -> httpx.Response:
-        """An answer, after as many attempts as it takes.
+        """Send a request, with retries.
 
         Raises:
             FlashElmoError: none, or an error.

@@ -209,7 +209,7 @@ def open_streams() -> None:
 
 
 def flush_output() -> None:
-    """See to it that results reach standard output. OSError: they do not; they are dropped."""
+    """Make sure that results reach standard output. OSError: they could not be written, and are dropped."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()

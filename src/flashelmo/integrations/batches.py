@@ -12,16 +12,16 @@ from flashelmo.integrations.texts import TextEmbedder
 
 
 class EmbedBatch:
-    """A batch of columns, with one more for the vectors of a column of texts or token lists.
+    """Adds a column of vectors to a batch with a column of texts or token lists.
 
-    Datasets' processes and Ray's actors get the arguments and load the model once each. What it gives depends on the
-    arguments alone, so that datasets find a result again in their cache.
+    The processes of datasets and the actors of Ray receive the arguments and load the model once each. Results depend
+    only on the arguments, so datasets can reuse cached ones.
 
     Args:
         model: what `ElmoEmbedder.load` takes.
-        column: of the texts.
+        column: the column with the texts.
         output: name of the new column: vectors [D], or [T, D] with `pool=None`.
-        **options: of `TextEmbedder`: layers, mix, pool, tokenizer, and what `ElmoEmbedder.load` takes.
+        **options: options of `TextEmbedder`: layers, mix, pool, tokenizer, and what `ElmoEmbedder.load` takes.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class EmbedBatch:
         self._texts = TextEmbedder(model, **options)
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """The batch with the new column. FlashElmoError: it lacks the column of texts."""
+        """The batch with the new column. FlashElmoError: the column with the texts is missing."""
         if self.column not in batch:
             raise FlashElmoError(f"column: expected {self.column!r}, found {', '.join(map(str, batch))}")
         pooled = self._texts.output.pool is not None

@@ -1,4 +1,4 @@
-"""Token embeddings of flair, in place of its `ELMoEmbeddings`, which needed AllenNLP."""
+"""Token embeddings for flair, replacing its `ELMoEmbeddings`, which needed AllenNLP."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ except ImportError as error:
 
 @register_embeddings  # type: ignore[untyped-decorator, unused-ignore]
 class ElmoEmbeddings(TokenEmbeddings):  # type: ignore[misc, unused-ignore]
-    """The vectors of each token, the three layers end to end unless chosen otherwise, as flair had them.
+    """Token embeddings: by default the three layers concatenated, as in flair's `ELMoEmbeddings`.
 
-    They are computed anew in each epoch unless the trainer keeps them (`embeddings_storage_mode="cpu"`), and are not
-    trained. A saved tagger names the model's path or name, which must be there when it is loaded, after
+    They are recomputed in each epoch unless the trainer stores them (`embeddings_storage_mode="cpu"`), and are not
+    trained. A saved tagger refers to the model by path or name; it must be available when the tagger is loaded, after
     `import flashelmo.integrations.flair`.
 
     Args:
         model: what `ElmoEmbedder.load` takes.
-        layers, mix: see `ElmoEmbedder.embed`; several layers are joined end to end.
-        name: of the embeddings in a stack.
-        **options: of `ElmoEmbedder.load`.
+        layers, mix: see `ElmoEmbedder.embed`; several layers are concatenated.
+        name: name of the embeddings in a stack.
+        **options: options of `ElmoEmbedder.load`.
 
     Raises:
         FlashElmoError: it keeps sentence boundaries, which are no tokens.
@@ -60,14 +60,14 @@ class ElmoEmbeddings(TokenEmbeddings):  # type: ignore[misc, unused-ignore]
         return self._length
 
     def to_params(self) -> dict[str, Any]:
-        """What `from_params` makes the same of. FlashElmoError: a model in memory has no name."""
+        """The arguments for `from_params`. FlashElmoError: a model in memory has no name."""
         if not isinstance(self._given["model"], str | Path):
             raise FlashElmoError("embeddings: expected a model's path or name, to be saved; found an embedder")
         return {**self._given, "model": str(self._given["model"])}
 
     @classmethod
     def from_params(cls, params: dict[str, Any]) -> ElmoEmbeddings:
-        """The embeddings of what `to_params` gave."""
+        """Embeddings from the result of `to_params`."""
         return cls(**params)
 
     def _add_embeddings_internal(self, sentences: list[Sentence]) -> None:

@@ -1,4 +1,4 @@
-"""Embeddings of LangChain: documents and queries to one vector each."""
+"""Embeddings for LangChain: one vector per document or query."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ except ImportError as error:
 
 
 class ElmoEmbeddings(Embeddings):  # type: ignore[misc, unused-ignore]
-    """The mean over a text's tokens, of all layers' average unless chosen otherwise.
+    """The mean over a text's tokens, by default of the layers' average.
 
     Args:
         model: what `ElmoEmbedder.load` takes.
-        **options: of `TextEmbedder`: layers, mix, pool, tokenizer, and what `ElmoEmbedder.load` takes.
+        **options: options of `TextEmbedder`: layers, mix, pool, tokenizer, and what `ElmoEmbedder.load` takes.
     """
 
     def __init__(self, model: str | Path | ElmoEmbedder = "original", **options: Any) -> None:
         self._texts = TextEmbedder(model, **options)
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        """A vector for each text."""
+        """One vector per text."""
         vectors: list[list[float]] = self._texts.matrix(texts).tolist()
         return vectors
 
     def embed_query(self, text: str) -> list[float]:
-        """The vector of a text, the same as a document's."""
+        """The vector of a query, the same as for a document."""
         return self.embed_documents([text])[0]

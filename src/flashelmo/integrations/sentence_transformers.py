@@ -1,4 +1,4 @@
-"""A module of sentence-transformers: the vectors of a text's tokens, before a pooling of its own."""
+"""A module for sentence-transformers: the vectors of a text's tokens, to be followed by its own pooling."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ MODEL = "model"  # the folder of the weights inside a saved module's
 
 
 class Elmo(InputModule):  # type: ignore[misc, unused-ignore]
-    """Token embeddings [B, T, D] and attention mask [B, T] of texts, for a `Pooling` to follow. Not trained.
+    """Token embeddings [B, T, D] and attention mask [B, T] of texts, for a following `Pooling`. Not trained.
 
-    Saved with a `SentenceTransformer`, it holds the weights too; `SentenceTransformer(folder, trust_remote_code=True)`
-    loads that, as sentence-transformers asks for with every module that is not its own.
+    A saved `SentenceTransformer` includes the weights; load it with `SentenceTransformer(folder,
+    trust_remote_code=True)`, which sentence-transformers requires for every module that is not its own.
 
     Args:
         model: what `ElmoEmbedder.load` takes.
-        layers, mix: see `ElmoEmbedder.embed`; several layers are joined end to end.
-        tokenizer_name: of texts, as "moses".
-        options: of `ElmoEmbedder.load`.
+        layers, mix: see `ElmoEmbedder.embed`; several layers are concatenated.
+        tokenizer_name: name of a tokenizer for texts, such as "moses".
+        options: options of `ElmoEmbedder.load`.
     """
 
     config_file_name = "flashelmo.json"
@@ -56,11 +56,11 @@ class Elmo(InputModule):  # type: ignore[misc, unused-ignore]
         self.register_buffer("_place", torch.empty(0, device="cpu"), persistent=False)
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **options: Any) -> dict[str, Any]:
-        """Texts as they are, behind the prompt if there is one."""
+        """The texts, unchanged except for a prompt in front if there is one."""
         return {"texts": [f"{prompt or ''}{text}" if isinstance(text, str) else list(text) for text in inputs]}
 
     def forward(self, features: dict[str, Any], **options: Any) -> dict[str, Any]:
-        """The features with `token_embeddings` [B, T, D], zero behind a text's end, and `attention_mask` [B, T]."""
+        """The features with `token_embeddings` [B, T, D], zero past a text's end, and `attention_mask` [B, T]."""
         vectors = [torch.from_numpy(each) for each in self._texts(features["texts"])]
         longest = max(1, *(len(each) for each in vectors)) if vectors else 1
         embeddings = torch.zeros(len(vectors), longest, self._texts.size, dtype=torch.float32, device="cpu")
@@ -76,13 +76,13 @@ class Elmo(InputModule):  # type: ignore[misc, unused-ignore]
         return self._texts.size
 
     def save(self, output_path: str, *args: Any, **options: Any) -> None:
-        """Write the configuration and the weights into a folder."""
+        """Write the configuration and the weights to a folder."""
         self.save_config(output_path)
         self._texts.embedder.save_pretrained(Path(output_path, MODEL), overwrite=True)
 
     @classmethod
     def load(cls, model_name_or_path: str, subfolder: str = "", **options: Any) -> Elmo:
-        """The module of a folder that `save` wrote, here or on Hugging Face's hub."""
+        """Load a module that `save` wrote, from a folder or the Hugging Face hub."""
         names = ("token", "cache_folder", "revision", "local_files_only")
         place = {"subfolder": subfolder, **{name: options[name] for name in names if name in options}}
         folder = cls.load_dir_path(model_name_or_path, **place)

@@ -1,4 +1,4 @@
-"""A transformer of scikit-learn: texts or token lists to one vector each."""
+"""A scikit-learn transformer: texts or token lists to one vector each."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ except ImportError as error:
 
 
 class ElmoTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
-    """Texts to vectors, as a step of a pipeline. Nothing is learned: `fit` only checks the parameters.
+    """Converts texts to vectors, as a step of a pipeline. It learns nothing: `fit` only checks the parameters.
 
-    A clone shares the model with its original, as long as both are in one process.
+    Clones in the same process share the model.
 
     Attributes:
         model: what `ElmoEmbedder.load` takes.
-        layers, mix: see `ElmoEmbedder.embed`; several layers are joined end to end.
+        layers, mix: see `ElmoEmbedder.embed`; several layers are concatenated.
         pool: "mean" or "max" over the tokens.
-        tokenizer: of texts, by its name, as "moses".
-        options: of `ElmoEmbedder.load`, as {"device": "cuda"}.
+        tokenizer: name of a tokenizer for texts, such as "moses".
+        options: options of `ElmoEmbedder.load`, such as {"device": "cuda"}.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class ElmoTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         self.options = options
 
     def fit(self, X: Any = None, y: Any = None) -> ElmoTransformer:
-        """Load the model; returns this object. FlashElmoError: a parameter is wrong."""
+        """Load the model; returns this object. FlashElmoError: a parameter is invalid."""
         self._texts.size  # noqa: B018
         return self
 

@@ -1,4 +1,4 @@
-"""A component of spaCy's pipelines that fills the vectors of tokens, spans and documents."""
+"""A spaCy pipeline component that provides the vectors of tokens, spans and documents."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ NAME = "flashelmo"
 
 
 class ElmoComponent:
-    """Fills `doc.tensor` [T, D], and answers `vector`, `has_vector`, `vector_norm` and `similarity` from it.
+    """Fills `doc.tensor` [T, D], and provides `vector`, `has_vector`, `vector_norm` and `similarity` from it.
 
-    Each sentence is embedded by itself where an earlier component has found sentences, and otherwise the document.
-    A span's and a document's vector is the mean of its tokens'.
+    If an earlier component has set sentence boundaries, each sentence is embedded by itself, otherwise the whole
+    document. The vector of a span or document is the mean over its tokens.
 
     Args:
-        texts: what embeds; tokens are spaCy's.
+        texts: the embedder of texts; tokens are spaCy's.
 
     Raises:
-        FlashElmoError: it keeps sentence boundaries, which are no tokens.
+        FlashElmoError: `texts` keeps sentence boundaries, which are not tokens.
     """
 
     def __init__(self, texts: TextEmbedder) -> None:
@@ -45,7 +45,7 @@ class ElmoComponent:
         return doc
 
     def pipe(self, stream: Iterable[Doc], *, batch_size: int = 128) -> Iterator[Doc]:
-        """As one by one, but computed together."""
+        """Process documents in batches, with the same results as one by one."""
         documents = iter(stream)
         while batch := list(islice(documents, batch_size)):
             self._fill(batch)

@@ -1,4 +1,4 @@
-"""Texts to vectors for the tools of others: they copy, pickle and configure, so the model is loaded on first use."""
+"""Texts to vectors for other tools. They copy, pickle and configure objects, so the model is loaded on first use."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ KEPT = 2  # models that a process keeps for those that ask for the same
 
 
 class TextEmbedder:
-    """Texts to vectors. A pickled one is its arguments, and each process loads the model once.
+    """Converts texts to vectors. Pickling keeps only the arguments; each process loads the model once.
 
     Attributes:
-        model: what `ElmoEmbedder.load` takes, or an embedder; one of a model in memory cannot be pickled.
-        output: which layers, of which several are joined end to end, and whether tokens are pooled.
-        tokenizer: of texts, by its name (`engine/bulk/tokenizers.py`); token lists are taken as they are.
-        options: of `ElmoEmbedder.load`.
+        model: what `ElmoEmbedder.load` takes, or an embedder; an embedder of a model in memory cannot be pickled.
+        output: which layers (several are concatenated), and whether tokens are pooled.
+        tokenizer: the name of a tokenizer for texts (`engine/bulk/tokenizers.py`); token lists are used unchanged.
+        options: options of `ElmoEmbedder.load`.
 
     Raises:
-        FlashElmoError: a stateful embedder, as the same text would get other vectors each time.
+        FlashElmoError: the embedder is stateful, so that the same text would get different vectors each time.
     """
 
     def __init__(
@@ -53,14 +53,14 @@ class TextEmbedder:
 
     @property
     def embedder(self) -> ElmoEmbedder:
-        """The embedder, loaded when it is first asked for in a process."""
+        """The embedder, loaded on first use in a process."""
         if isinstance(self.model, ElmoEmbedder):
             return self.model
         key = json.dumps(self.options, sort_keys=True, default=repr)
         return _load(_Asked(str(self.model), key, self.options))
 
     def check_rows(self) -> None:
-        """Raise FlashElmoError where a text has other rows than one a token."""
+        """Raise FlashElmoError unless a text has exactly one row per token."""
         if self._setting("keep_sentence_boundaries"):
             raise FlashElmoError(
                 "keep_sentence_boundaries: expected one vector a token, found True, which gives two more"
@@ -77,10 +77,10 @@ class TextEmbedder:
         return config.output_size * len(self.output.groups(config.n_layers + 1))
 
     def __call__(self, texts: Iterable[str | Sequence[str]]) -> list[Array]:
-        """The vectors of texts, or of token lists: float32 [D] each, or [T, D] where nothing is pooled.
+        """The vectors of texts or token lists: float32 [D] each, or [T, D] without pooling.
 
         Raises:
-            FlashElmoError: what is no text, a layer that the model lacks.
+            FlashElmoError: an element is not text, or the model lacks a layer.
         """
         given = list(several("texts", texts))
         strings = {number: text for number, text in enumerate(given) if isinstance(text, str)}
@@ -100,7 +100,7 @@ class TextEmbedder:
         """The pooled vectors of texts [B, D].
 
         Raises:
-            FlashElmoError: nothing is pooled; what is no text, a layer that the model lacks.
+            FlashElmoError: tokens are not pooled; an element is not text; the model lacks a layer.
         """
         if self.output.pool is None:
             raise FlashElmoError("pool: expected mean or max, as there is one vector for a text, found None")

@@ -109,6 +109,6 @@ def text_of(errors: Sequence[Any]) -> str:
     if error["type"] == "missing":
         return f"{field}: expected a value, found nothing"
     if error["type"] == "extra_forbidden":
-        return f"{field}: unknown field; /openapi.json lists the known ones"
+        return f"{field}: expected a field that /openapi.json lists"
     expected = error["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     return f"{field}: expected {expected}, found {shown(error['input'])}"
