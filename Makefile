@@ -103,8 +103,8 @@ test-triton: $(VENV)/dev.stamp
 	for version in 3.6.0 3.8.0 3.9.0; do \
 	    $(BIN)/python -m pip install --quiet --upgrade --no-deps --target .triton/$$version triton==$$version || exit 1; \
 	    export PYTHONPATH=.triton/$$version PYTHONWARNINGS=ignore; \
-	    $(BIN)/python -c "import triton; print('Triton', triton.__version__)"; \
-	    $(BIN)/python -m benchmarks resources --target 90 > /dev/null; \
+	    $(BIN)/python -c "import triton; print('Triton', triton.__version__)" || exit 1; \
+	    $(BIN)/python -m benchmarks resources --target 90 > /dev/null || echo "These spill, and are right."; \
 	    $(BIN)/pytest -q $(PARALLEL) -W default -k "not found" tests/test_kernel_launch.py tests/test_kernel_ptx.py \
 	        tests/test_kernel_lstm_persistent.py tests/test_kernel_linear.py tests/test_cuda_hopper.py || exit 1; \
 	done

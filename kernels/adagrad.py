@@ -23,7 +23,7 @@ from flashelmo.kernels.tuning import Tile
 TILE = Tile(1, 2048, k=1, warps=4, stages=1)  # each thread has four loads of 16 bytes on their way at once
 
 
-@triton.jit(do_not_specialize=["N"])
+@triton.jit  # that N is a multiple of 16 lets 16 bytes move at once
 def adagrad_kernel(parameter, accumulator, gradient, lr, scale, N, TILE: tl.constexpr):
     """A block of values. Grid: blocks."""
     o_value = tl.program_id(0).to(tl.int64) * TILE.columns + tl.arange(0, TILE.columns)

@@ -35,12 +35,14 @@ class Kernel(NamedTuple):
 
     Attributes:
         function: under `triton.jit`.
+        found: what Triton's launch returned; from Triton 3.8 on the kernel is unloaded with its last reference.
         c: the same kernel, as the C function takes it.
         maps: how to encode each descriptor.
         stream: returns a device's current stream.
     """
 
     function: Any
+    found: CompiledKernel
     c: series.CKernel
     maps: tuple[Any, ...]
     stream: Callable[[int], int]
@@ -65,7 +67,7 @@ class Kernel(NamedTuple):
         sizes = [len(values) for values in _values(kernel, arguments, maps)]
         flags = series.DEPENDENT * bool(how.launch_pdl) | series.AT_ONCE * bool(how.launch_cooperative_grid)
         c = series.CKernel.of(found.function, found.packed_metadata, flags, found.src.signature, sizes)
-        return None if c is None else cls(kernel, c, maps, triton.runtime.driver.active.get_current_stream)
+        return None if c is None else cls(kernel, found, c, maps, triton.runtime.driver.active.get_current_stream)
 
     def given(self, arguments: Mapping[str, Any], device: torch.device) -> Compiled:
         """Return the kernel together with its arguments by parameter name."""

@@ -177,6 +177,19 @@ def test_the_command(corpus: Corpus, expected: dict[str, bytes], capsys: pytest.
     assert "exists already; --resume goes on with it" in capsys.readouterr().err
 
 
+def test_what_other_machines_have_is_not_asked_here_before_shards_are_removed(corpus: Corpus) -> None:
+    plan = make_plan(corpus)
+    EmbedUnit(plan.corpus)(batch(list(plan.units)))
+    there = replace(corpus, options={**corpus.options, "precision": "fp16"})
+    for options, message in (({"stateful": True}, "stateful"), ({"threads": "all"}, "threads")):
+        with pytest.raises(FlashElmoError, match=f"^{message}: expected"):
+            make_plan(replace(corpus, options={**corpus.options, **options}), overwrite=True, elsewhere=True)
+    with pytest.raises(FlashElmoError, match="^precision 'fp16': expected one of"):
+        make_plan(there, overwrite=True)
+    assert len(contents(corpus.folder)) > 1
+    assert len(list(make_plan(there, overwrite=True, elsewhere=True).units)) == 5
+
+
 def test_jobs_that_begin_at_the_same_moment_share_the_folder(tmp_path: Path) -> None:
     """The first one holds the lock alone while it writes their number."""
     with open(tmp_path / ".lock", "w") as file:

@@ -51,7 +51,7 @@ def embed_on_ray(
         from ray.data import ActorPoolStrategy
     except ImportError as error:
         raise MissingExtraError("ray", "ray", "--ray") from error
-    plan = make_plan(corpus, resume=resume, overwrite=overwrite)
+    plan = make_plan(corpus, resume=resume, overwrite=overwrite, elsewhere=True)
     options = {**plan.corpus.options, "threads": plan.corpus.options.get("threads") or 1}
     units = [asdict(unit) for unit in plan.units]
     begun_here = not ray.is_initialized()

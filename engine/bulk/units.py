@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from flashelmo.engine.arguments import is_stream
+from flashelmo.engine.arguments import expect_no_state, is_stream
 from flashelmo.engine.bulk import folder as folders
 from flashelmo.engine.bulk.locks import begin_writing, locked
 from flashelmo.engine.bulk.parts import Part, Place, Reader
@@ -31,6 +31,7 @@ from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints import load_model
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.output import Output
+from flashelmo.engine.settings import Settings
 from flashelmo.engine.sinks.files import RUN
 
 MOST_SHARDS = 10**9  # a unit counts as a job in an array of this many
@@ -98,8 +99,13 @@ class CorpusPlan:
     n_bytes: int | None
 
 
-def make_plan(corpus: Corpus, *, resume: bool = False, overwrite: bool = False) -> CorpusPlan:
+def make_plan(corpus: Corpus, *, resume: bool = False, overwrite: bool = False, elsewhere: bool = False) -> CorpusPlan:
     """Look at a folder, remove what is damaged in it, and return what is to be done, without computing.
+
+    Args:
+        corpus: what is embedded, and into which folder.
+        resume, overwrite: see `embed_corpus`.
+        elsewhere: other machines compute, whose devices and precisions are not known here.
 
     Raises:
         FlashElmoError: see `embed_corpus`.
@@ -109,7 +115,7 @@ def make_plan(corpus: Corpus, *, resume: bool = False, overwrite: bool = False) 
     model = load_model(corpus.model, corpus.options.get("options_file"))
     corpus.output.check(model.config.n_layers + 1)
     if overwrite and folders.shard_numbers(folder):
-        _check(corpus, reader, model)
+        _check(corpus, reader, None if elsewhere else model)
     with begin_writing(folder, resume, overwrite):
         kept = folders.kept_shards(folder, folders.shard_numbers(folder))
         if corpus.shard_records is None:
@@ -122,12 +128,17 @@ def make_plan(corpus: Corpus, *, resume: bool = False, overwrite: bool = False) 
     return CorpusPlan(corpus, _missing(corpus.shard_records, reader, kept), frozenset(kept), reader.n_bytes)
 
 
-def _check(corpus: Corpus, reader: Reader, model: ElmoModel) -> None:
-    """Raise FlashElmoError now for what a process would report only after existing shards were removed."""
+def _check(corpus: Corpus, reader: Reader, model: ElmoModel | None) -> None:
+    """Raise FlashElmoError now for what a process would report only after existing shards were removed.
+
+    Args:
+        model: that is computed on this machine; None if others compute.
+    """
     from flashelmo.engine.embedder import ElmoEmbedder
 
-    if not str(corpus.options.get("device")).startswith("cuda"):  # which perhaps only other machines have
-        options: Any = {name: value for name, value in corpus.options.items() if name != "options_file"}
+    options: Any = {name: value for name, value in corpus.options.items() if name != "options_file"}
+    expect_no_state(Settings.of(options).stateful, "shards are embedded one by one")
+    if model is not None:
         embedder = ElmoEmbedder(model, **options)
         describe_run(embedder, reader, corpus.output, corpus.format, corpus.shard_records, corpus.keep_tokens)
     first_records(reader)

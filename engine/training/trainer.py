@@ -149,7 +149,7 @@ class _Run:
             else tensors_from(start, words, settings.seed, biases, self.task.start)
         )
         model = BiLM(config, tensors, dropout=settings.dropout, compute=compute).to(self.device)
-        model.kernels = kernels_work(self.device)
+        model.kernels = self.processes.in_all(kernels_work(self.device))  # all update parameters alike
         return model
 
     def _training_step(self) -> TrainingStep:
