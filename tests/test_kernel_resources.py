@@ -128,6 +128,12 @@ def test_tokens_move_sixteen_bytes_an_access(run: Run) -> None:
     assert moves["token layers, means"][0] >= 3
 
 
+def test_adagrad_moves_sixteen_bytes_an_access(run: Run) -> None:
+    """Each thread has 16 values of three tensors to load and of two to store."""
+    steps = [each for each in run.found if each.kernel.startswith("training step")]
+    assert steps and {(wide_loads(each), each.instructions.get("STG.128", 0)) for each in steps} == {(12, 8)}
+
+
 def test_persistent_steps_keep_their_weights(run: Run) -> None:
     """Half of the gates' of 64 cells lie in registers, two in each; the others and the projection's are copied once."""
     for each in (each for each in run.found if each.kernel.startswith("persistent steps,")):
