@@ -137,6 +137,7 @@ def uses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Use]]:
         ),
         "ElmoEmbedder.fingerprint": Use(embedder.fingerprint),
         "ElmoEmbedder.reset_state": Use(embedder.reset_state),
+        "ElmoEmbedder.close": Use(ElmoEmbedder.load(device="cpu").close),
         "ElmoEmbedder.save_pretrained": Use(embedder.save_pretrained, {"folder": folder / "saved", "overwrite": True}),
         "ElmoEmbedder.push_to_hub": Use(embedder.push_to_hub, {"repo_id": "me/model"}),
         "stateful.embed_batch": Use(stateful.embed_batch, batch),

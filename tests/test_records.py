@@ -247,7 +247,7 @@ def test_how_large_a_compressed_text_is_shows_as_it_is_read(suffix: str, where: 
 def test_parquet_is_read_from_anywhere(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("a.parquet.gz").write_bytes(gzip.compress(b"PAR1"))
-    with pytest.raises(FlashElmoError, match=f"{name}: expected Parquet in a file that is not compressed as a whole"):
+    with pytest.raises(FlashElmoError, match=f"{name}: expected a Parquet file, not compressed as a whole"):
         open_reader(name, "parquet").take(1)
 
 
