@@ -184,7 +184,7 @@ def test_what_other_machines_have_is_not_asked_here_before_shards_are_removed(co
     for options, message in (({"stateful": True}, "stateful"), ({"threads": "all"}, "threads")):
         with pytest.raises(FlashElmoError, match=f"^{message}: expected"):
             make_plan(replace(corpus, options={**corpus.options, **options}), overwrite=True, elsewhere=True)
-    with pytest.raises(FlashElmoError, match="^precision 'fp16': expected one of"):
+    with pytest.raises(FlashElmoError, match=r"^precision 'fp16': expected one of"):
         make_plan(there, overwrite=True)
     assert len(contents(corpus.folder)) > 1
     assert len(list(make_plan(there, overwrite=True, elsewhere=True).units)) == 5
