@@ -1,9 +1,6 @@
 """Attempts of a training run: what is refused to go on, what keeps other runs out, and when a checkpoint is due."""
 
 import os
-import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -14,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_training import CONFIG, SETTINGS, TEXT, curve, step_that
+from test_training import CONFIG, SETTINGS, TEXT, curve, step_that, together
 
 from flashelmo import FlashElmoError, load_model
 from flashelmo.cli import main
@@ -118,26 +115,6 @@ def test_what_killed_runs_left_is_removed_and_a_run_that_fails_at_once_leaves_no
     train(task, SETTINGS)
     assert sorted(path.name for path in task.work.iterdir()) == ["corpus", "mine", "snapshots", "step-000000012.pt"]
     assert not list((task.work / "snapshots").iterdir())
-
-
-def together(script: str, *arguments: object) -> list[tuple[int, str]]:
-    """Statuses and errors of two processes of one run."""
-    paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", script, *map(str, arguments)],
-            env={**os.environ, "PYTHONPATH": paths, "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank),
-                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    errors = [process.communicate(timeout=120)[1] for process in processes]
-    return [(process.returncode, error) for process, error in zip(processes, errors, strict=True)]
 
 
 TWO = """
