@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
@@ -346,7 +346,7 @@ class ElmoEmbedder:
             return self._embed(several("sentences", sentences), limits, ALL_LAYERS)
         rest = tokenized("sentences", sentences)
         batches = iter(lambda: list(islice(rest, limits[0])), [])
-        return chain.from_iterable(map(self.embed_batch, batches))
+        return _one_by_one(map(self.embed_batch, batches))
 
     def embed_file(
         self,
@@ -471,7 +471,7 @@ class ElmoEmbedder:
         groups = grouped(sentences, *limits, self.first_tokens)
         drafts = Drafts(Draft.of(group, surrogate) for group in groups)
         windows = self.embed_windows(drafts, output=output, convert_to_numpy=convert_to_numpy)
-        return chain.from_iterable(results for _, results in windows)
+        return _one_by_one(results for _, results in windows)
 
     def _limits(self, batch_size: int | None) -> tuple[int, int]:
         """The window's limits, with a number of sentences that a caller chose."""
@@ -479,6 +479,12 @@ class ElmoEmbedder:
             return self.window_limits
         batch_size = whole_number("batch_size", batch_size, 1)
         return batch_size if self.settings.stateful else min(batch_size, MAX_WINDOW_SENTENCES), self.window_limits[1]
+
+
+def _one_by_one(several: Iterable[Iterable[Any]]) -> Iterator[Any]:
+    """All values in order. Unlike `itertools.chain`, it raises, and does not crash, if several threads share it."""
+    for values in several:
+        yield from values
 
 
 def _checked_window(window: Any) -> Window:

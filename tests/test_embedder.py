@@ -323,6 +323,25 @@ def test_several_threads_share_an_embedder(text: list[list[str]]) -> None:
                 assert all(np.abs(a - b).max(initial=0) < tolerance("fp32") for a, b in zip(found, right, strict=True))
 
 
+@pytest.mark.parametrize("stateful", [False, True])
+def test_threads_that_share_a_stream_get_each_result_once_or_an_error(stateful: bool) -> None:
+    """It ended the process where `itertools.chain` gave the results."""
+    stream, found = ElmoEmbedder(MODEL, stateful=stateful).embed_sentences([["cat"]] * 2000), list[Any]()
+
+    def take() -> None:
+        try:
+            for vectors in stream:
+                found.append(vectors.shape)
+        except ValueError as error:
+            found.append(str(error))
+
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(4):
+            pool.submit(take)
+    assert found.count((MODEL.config.n_layers + 1, 1, MODEL.config.output_size)) == 2000
+    assert {each for each in found if isinstance(each, str)} <= {"generator already executing"}
+
+
 def test_load_reads_what_convert_wrote(tmp_path: Path, embedder: ElmoEmbedder) -> None:
     write_native(MODEL, tmp_path / "model")
     loaded = ElmoEmbedder.load(tmp_path / "model")
