@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,6 +13,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 from tiny_models import BILM, MODELS
 
 from flashelmo import FlashElmoError, LanguageModel, load_model
@@ -42,7 +44,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def by_hand(folder: Path, sentence: list[str]) -> tuple[list[float], list[float]]:
     """From the engine's top layer with boundaries, and the softmax's definition."""
-    model, softmax = load_model(folder), find_softmax(folder)
+    model = load_model(folder)
+    softmax = find_softmax(model)
     assert softmax is not None
     top = ReferenceRuntime(model).embed_batch([sentence], keep_sentence_boundaries=True)[0][-1]
     forward, backward = np.split(top, 2, axis=-1)
@@ -97,10 +100,10 @@ def test_long_sentences_and_many_short_ones_are_batched(trained: Path) -> None:
 
 
 def test_a_bilm_file_that_carries_its_softmax(trained: Path, tmp_path: Path) -> None:
-    softmax = find_softmax(trained)
+    softmax = find_softmax(load_model(trained))
     assert softmax is not None
     write_bilm(load_model(trained), tmp_path / "bilm")
-    with pytest.raises(FlashElmoError, match=r"bilm: expected a softmax .* ELMo's published weights come without"):
+    with pytest.raises(FlashElmoError, match=r"hdf5: expected a softmax .* ELMo's published weights come without"):
         LanguageModel.load(tmp_path / "bilm")
     with h5py.File(tmp_path / "bilm" / "weights.hdf5", "a") as file:
         file["softmax/W"], file["softmax/b"] = softmax.weight, softmax.bias
@@ -113,8 +116,72 @@ def test_a_bilm_file_that_carries_its_softmax(trained: Path, tmp_path: Path) -> 
         for ours, native in zip(model.log_probabilities(SENTENCES), expected, strict=True):
             np.testing.assert_allclose(ours.forward, native.forward, atol=1e-5)
     (tmp_path / "bilm" / "vocab.txt").write_text("<S>\n</S>\n<UNK>\nthe\n", encoding="utf-8")
-    with pytest.raises(FlashElmoError, match=r"vocab\.txt: expected 12 words, as weights\.hdf5 has, found 4"):
+    with pytest.raises(
+        FlashElmoError, match=r"5: tensor softmax/W has shape \(12, 4\), expected \(4, 4\) by vocab\.txt"
+    ):
         LanguageModel.load(tmp_path / "bilm")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda tensors: {**tensors, "weight": tensors["weight"][:, :3]},
+            r"weight has shape \(12, 3\), expected \(12, 4\)",
+        ),
+        (
+            lambda tensors: {**tensors, "bias": np.full_like(tensors["bias"], np.nan)},
+            "tensor bias holds NaN or infinity",
+        ),
+        (lambda tensors: {"weight": tensors["weight"]}, "tensor bias is missing"),
+    ],
+    ids=["another size", "not finite", "missing"],
+)
+def test_a_softmax_that_is_not_the_models(
+    trained: Path, tmp_path: Path, change: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]], message: str
+) -> None:
+    folder = shutil.copytree(trained, tmp_path / "model")
+    file = folder / "softmax.safetensors"
+    save_file(change(load_file(file)), file)
+    task = Task([trained.parent / "text.txt"], tmp_path / "tuned", start=folder)
+    for use in (lambda: LanguageModel.load(folder), lambda: train(task, TrainSettings(batch=2, unroll=5, steps=1))):
+        with pytest.raises(FlashElmoError, match=rf"softmax\.safetensors: .*{message}"):
+            use()
+
+
+def test_a_softmax_in_hdf5_that_is_no_softmax(trained: Path, tmp_path: Path) -> None:
+    """Whole numbers, and values in another file, which a stranger's model must not make anyone read."""
+    folder = tmp_path / "bilm"
+    write_bilm(load_model(trained), folder)
+    (folder / "vocab.txt").write_bytes((trained / "vocab.txt").read_bytes())
+    softmax = find_softmax(load_model(trained))
+    assert softmax is not None
+    with h5py.File(tmp_path / "other.hdf5", "w") as file:
+        file["W"], file["b"] = softmax.weight, softmax.bias
+    with h5py.File(folder / "weights.hdf5", "a") as file:
+        for name in "Wb":
+            file[f"softmax/{name}"] = h5py.ExternalLink(tmp_path / "other.hdf5", name)
+    assert find_softmax(load_model(folder)) is None
+    with h5py.File(folder / "weights.hdf5", "a") as file:
+        del file["softmax"]
+        file["softmax/W"], file["softmax/b"] = softmax.weight.astype(int), softmax.bias
+    with pytest.raises(FlashElmoError, match=r"weights\.hdf5: tensor softmax/W has type int64, expected float32"):
+        find_softmax(load_model(folder))
+
+
+def test_the_softmax_is_the_one_beside_the_weights(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in an archive; never one that lies in the working directory or beside an archive."""
+    archive = shutil.make_archive(str(tmp_path / "model"), "zip", trained.parent, trained.name)
+    write_native(load_model(trained), tmp_path / "alone")
+    alone = shutil.make_archive(str(tmp_path / "alone"), "gztar", tmp_path, "alone")
+    for name in ("softmax.safetensors", "vocab.txt"):
+        shutil.copy(trained / name, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert find_softmax(load_model("tiny")) is None and find_softmax(load_model(alone)) is None
+    expected, found = (LanguageModel.load(path, device="cpu").perplexity(SENTENCES) for path in (trained, archive))
+    assert found == expected
 
 
 def test_models_of_words_have_no_such_softmax(tmp_path: Path) -> None:

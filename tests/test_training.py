@@ -324,9 +324,12 @@ def test_vocabularies_need_their_special_words(text_file: Path, tmp_path: Path) 
     vocabulary.write_text("<S>\n</S>\n<UNK>\nthe\nthe\n", encoding="utf-8")
     with pytest.raises(FlashElmoError, match="expected every word once, found 'the' twice"):
         train(task, SETTINGS)
-    vocabulary.write_text("<S>\n</S>\n<UNK>\nthe\ncat\n", encoding="utf-8")
+    vocabulary.write_text("<S>\n</S>\n<UNK>\nthe 8\ncat 5\n", encoding="utf-8")
+    with pytest.raises(FlashElmoError, match="line 4: expected one word, found 'the 8'"):
+        train(task, SETTINGS)
+    vocabulary.write_text("<S>\r\n</S>\r\n<UNK>\r\nthe\r\ncat\r\na\u2028\x85b\r\n", encoding="utf-8", newline="")
     train(task, SETTINGS)
-    assert read_vocabulary(tmp_path / "model" / "vocab.txt")[3:] == ["the", "cat"]
+    assert read_vocabulary(tmp_path / "model" / "vocab.txt")[3:] == ["the", "cat", "a\u2028\x85b"]
 
 
 def test_a_checkpoint_of_another_run_is_refused(text_file: Path, tmp_path: Path) -> None:

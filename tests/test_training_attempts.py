@@ -74,7 +74,7 @@ def test_a_vocabulary_and_a_softmax_to_begin_with_are_told_from_others_of_their_
         train(task, SETTINGS)
     tuned = Task([text_file], tmp_path / "tuned", start=tmp_path / "first", overwrite=True)
     train(tuned, SETTINGS)
-    softmax = find_softmax(tmp_path / "first")
+    softmax = find_softmax(load_model(tmp_path / "first"))
     assert softmax is not None
     write_softmax(replace(softmax, bias=softmax.bias + 1), tmp_path / "first")
     with pytest.raises(FlashElmoError, match="expected sha256 of the softmax '"):

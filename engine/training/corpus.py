@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from flashelmo.engine.arguments import shown
 from flashelmo.engine.arrays import Bool, Int32, Int64
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.text.windows import Window, read_windows
@@ -139,17 +140,20 @@ def read_vocabulary(path: Path) -> list[str]:
     """Read a vocabulary in bilm-tf's format: one word per line, most frequent first, after <S>, </S> and <UNK>.
 
     Raises:
-        FlashElmoError: it does not begin with these three, or repeats a word.
+        FlashElmoError: it does not begin with these three, repeats a word, or has several in a line.
     """
     try:
-        words = path.read_bytes().decode("utf-8-sig").splitlines()
+        with path.open(encoding="utf-8-sig") as file:  # its lines are bilm-tf's, not those of str.splitlines()
+            words = [line.strip() for line in file]
     except UnicodeDecodeError as error:
         raise FlashElmoError(f"{path}: expected UTF-8: {error}") from None
-    words = [word.strip() for word in words]
     for line, (word, special) in enumerate(zip([*words[:3], *[""] * 3], SPECIAL, strict=False), start=1):
         if word != special:
             where = f"on line {words.index(special) + 1}" if special in words else "nowhere"
             raise FlashElmoError(f"{path}: line {line}: expected {special}, which stands {where}, found {word!r}")
+    for line, word in enumerate(words, start=1):
+        if " " in word or "\t" in word:
+            raise FlashElmoError(f"{path}: line {line}: expected one word, found {shown(word)}")
     if len(set(words)) != len(words):
         seen: set[str] = set()
         twice = next(word for word in words if word in seen or seen.add(word))  # type: ignore[func-returns-value]

@@ -47,14 +47,14 @@ def fingerprint_of(
         "start": None if start is None else start.sha256,
         "processes": processes.number,
         "compute": compute,
-        **processes.first(lambda: _sums(task)),
+        **processes.first(lambda: _sums(task, start)),
         **settings.fingerprint(),
     }
     found: dict[str, Any] = json.loads(json.dumps(fingerprint))
     return found
 
 
-def _sums(task: Task) -> dict[str, str]:
+def _sums(task: Task, start: ElmoModel | None) -> dict[str, str]:
     """Return checksums of the files that are read, besides a model's weights; what comes through a pipe has none."""
     sums: dict[str, str] = {}
     for path in task.corpus:
@@ -63,7 +63,7 @@ def _sums(task: Task) -> dict[str, str]:
             sums[name] = " ".join([*sums.get(name, "").split(), _sha256_of_text(path)])
     if task.vocabulary is not None:
         sums["sha256 of the vocabulary"] = _sha256_of_text(task.vocabulary)
-    softmax = None if task.start is None else find_softmax(task.start)
+    softmax = None if start is None else find_softmax(start)
     if softmax is not None:
         sums["sha256 of the softmax"] = softmax.sha256
     return sums

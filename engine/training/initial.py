@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from flashelmo.engine.arrays import Float32, Int32
@@ -48,13 +46,11 @@ def initial_tensors(config: ElmoConfig, n_words: int, seed: int, biases: Float32
     return tensors
 
 
-def tensors_from(
-    model: ElmoModel, vocabulary: list[str], seed: int, biases: Float32, path: Path | None = None
-) -> dict[str, Float32]:
+def tensors_from(model: ElmoModel, vocabulary: list[str], seed: int, biases: Float32) -> dict[str, Float32]:
     """Return a model's tensors and, if a softmax is beside it, its rows for the words that both vocabularies have."""
     tensors = initial_tensors(model.config, len(vocabulary), seed, biases)
     tensors |= dict(model.weights.named_tensors())
-    softmax = find_softmax(path or model.path)
+    softmax = find_softmax(model)
     if softmax is not None:
         row_of = {word: row for row, word in enumerate(softmax.words)}
         ours = [row for row, word in enumerate(vocabulary) if word in row_of]

@@ -83,18 +83,14 @@ class LanguageModel:
                 `threads` is invalid.
         """
         use_threads(threads)
-        path = path_of("path", path)
         model = load_model(path, options_file)
         check_trainable(model.config)
-        softmax = find_softmax(path if path.is_dir() else model.path)
+        softmax = find_softmax(model)
         if softmax is None:
             raise FlashElmoError(
-                f"{path}: expected a softmax ({SOFTMAX_FILE}, or softmax/W and softmax/b in the HDF5 file) with its "
-                "vocab.txt beside the weights, found none; ELMo's published weights come without"
+                f"{model.path}: expected a softmax ({SOFTMAX_FILE}, or softmax/W and softmax/b in the HDF5 file) with "
+                "its vocab.txt beside the weights, found none; ELMo's published weights come without"
             )
-        size = model.config.projection_size
-        if softmax.weight.shape[1] != size:
-            raise FlashElmoError(f"{path}: expected a softmax of size {size}, found {softmax.weight.shape[1]}")
         tensors = dict(model.weights.named_tensors())
         tensors |= {"softmax.weight": softmax.weight, "softmax.bias": softmax.bias}
         return cls(BiLM(model.config, tensors).to(choose_device(device, Processes())), softmax.words)

@@ -8,14 +8,21 @@ TensorFlow's own checkpoints are not supported.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from flashelmo.engine.arrays import Float32
-from flashelmo.engine.errors import FlashElmoError, reason_of
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.model.checkpoints import is_archive, load_model
+from flashelmo.engine.model.checkpoints.bilm import FORMAT, datasets, opened
+from flashelmo.engine.model.checkpoints.files import extracted
 from flashelmo.engine.model.checkpoints.native import read_safetensors, write_safetensors
+from flashelmo.engine.model.checkpoints.stored import Stored, check_stored, to_canonical
+from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.training.corpus import read_vocabulary
 
 SOFTMAX_FILE, VOCABULARY_FILE = "softmax.safetensors", "vocab.txt"
@@ -45,43 +52,32 @@ def write_softmax(softmax: Softmax, folder: Path, dtype: str = "float32") -> Non
     (folder / VOCABULARY_FILE).write_text(text, encoding="utf-8", newline="\n")
 
 
-def find_softmax(weights: Path) -> Softmax | None:
-    """Return the softmax beside (or in) the weights of a model; None if there is none.
+def find_softmax(model: ElmoModel) -> Softmax | None:
+    """Return the softmax beside (or in) the weights that a model was read from; None if there is none.
 
     Raises:
-        FlashElmoError: it does not match its vocabulary, or the vocabulary is missing.
+        FlashElmoError: it is not one of the model's size and of its vocabulary, is not finite, or has no vocabulary.
     """
-    folder = weights if weights.is_dir() else weights.parent
-    source = folder / SOFTMAX_FILE
-    found = read_safetensors(source) if source.is_file() else None
-    if found is None:
-        files = [weights] if weights.is_file() else sorted(folder.glob("*.hdf5"))
-        source = files[0] if files else source
-        found = _from_hdf5(source) if files and source.suffix in (".hdf5", ".h5") else None
-    if found is None:
+    if is_archive(model.path):
+        with extracted(model.path) as folder:
+            return find_softmax(load_model(folder))
+    source = model.path.with_name(SOFTMAX_FILE)
+    if source.is_file():
+        return _checked(read_safetensors(source), "weight", "bias", source, model)
+    if model.format != FORMAT:
         return None
-    vocabulary = folder / VOCABULARY_FILE
+    with opened(model.path) as file:
+        stored = datasets(file, model.path, "softmax")
+        names = "softmax/W", "softmax/b"
+        return _checked(stored, *names, model.path, model) if stored.keys() >= set(names) else None
+
+
+def _checked(stored: Mapping[str, Any], weight: str, bias: str, source: Path, model: ElmoModel) -> Softmax:
+    vocabulary = source.with_name(VOCABULARY_FILE)
     if not vocabulary.is_file():
         raise FlashElmoError(f"{vocabulary}: expected the words of the softmax in {source.name}, found no such file")
     words = read_vocabulary(vocabulary)
-    weight, bias = found.get("weight"), found.get("bias")
-    if weight is None or bias is None or weight.ndim != 2 or weight.shape[:1] != bias.shape:
-        raise FlashElmoError(f"{source}: expected tensors weight [V, P] and bias [V], found {sorted(found)}")
-    if len(words) != len(weight):
-        raise FlashElmoError(
-            f"{vocabulary}: expected {len(weight):,} words, as {source.name} has, found {len(words):,}"
-        )
-    return Softmax(weight, bias, words)
-
-
-def _from_hdf5(path: Path) -> dict[str, Float32] | None:
-    import h5py
-
-    try:
-        with h5py.File(path, "r") as file:
-            names = {"weight": "softmax/W", "bias": "softmax/b"}
-            if not all(name in file for name in names.values()):
-                return None
-            return {ours: np.asarray(file[name], np.float32) for ours, name in names.items()}
-    except OSError as error:
-        raise FlashElmoError(f"{path}: expected a whole HDF5 file: {reason_of(error)}") from None
+    table = Stored(weight, (len(words), model.config.projection_size)), Stored(bias, (len(words),))
+    check_stored(table, {name: tuple(tensor.shape or ()) for name, tensor in stored.items()}, source, vocabulary.name)
+    values, biases = (to_canonical(each, stored[each.name], source) for each in table)
+    return Softmax(values, biases, words)

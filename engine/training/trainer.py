@@ -146,7 +146,7 @@ class _Run:
         tensors = (
             initial_tensors(config, len(words), settings.seed, biases)
             if start is None
-            else tensors_from(start, words, settings.seed, biases, self.task.start)
+            else tensors_from(start, words, settings.seed, biases)
         )
         model = BiLM(config, tensors, dropout=settings.dropout, compute=compute).to(self.device)
         model.kernels = self.processes.in_all(kernels_work(self.device))  # all update parameters alike

@@ -92,7 +92,7 @@ def _load_file(path: Path, options: Path | None) -> ElmoModel:
 
     if _starts_with(path, HDF5_SIGNATURE):
         return read_bilm(path, options)
-    if _is_archive(path):
+    if is_archive(path):
         return _load_archive(path, options)
     if is_safetensors(path):
         return read_native(path.parent, path)
@@ -116,7 +116,8 @@ def _starts_with(path: Path, signature: bytes) -> bool:
         return file.read(len(signature)) == signature
 
 
-def _is_archive(path: Path) -> bool:
+def is_archive(path: Path) -> bool:
+    """Whether a file is a zip or tar archive of a model's files."""
     try:
         if not zipfile.is_zipfile(path):
             with opened_tar(path):

@@ -11,6 +11,7 @@ import json
 import math
 import zlib
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,23 +51,15 @@ def read_bilm(weights_file: Path, options_file: Path | None = None) -> ElmoModel
     Raises:
         FlashElmoError: names the file and the key or tensor, and says what was expected and found.
     """
-    import h5py
-
     options_file = options_file or find_options(weights_file)
     options = read_json(options_file)
-    try:
-        with h5py.File(weights_file, "r") as file:
-            stored = {name.replace(*ALONE): dataset for name, dataset in _datasets(file, weights_file)}
-            shapes = {name: tuple(dataset.shape or ()) for name, dataset in stored.items()}
-            config = read_options(options, shapes, options_file)
-            table = stored_tensors(config, stored)
-            check_stored(table.values(), shapes, weights_file, options_file.name)
-            check_growth(weights_file, sum(map(_n_bytes, (stored[name] for name in {s.name for s in table.values()}))))
-            tensors = {name: to_canonical(s, stored[s.name], weights_file) for name, s in table.items()}
-    except FlashElmoError:
-        raise
-    except Exception as error:  # h5py raises anything for a damaged file
-        raise FlashElmoError(f"{weights_file}: expected a whole HDF5 file: {reason_of(error)}") from None
+    with opened(weights_file) as file:
+        stored = {name.replace(*ALONE): dataset for name, dataset in datasets(file, weights_file, *PARTS).items()}
+        shapes = {name: tuple(dataset.shape or ()) for name, dataset in stored.items()}
+        config = read_options(options, shapes, options_file)
+        table = stored_tensors(config, stored)
+        check_stored(table.values(), shapes, weights_file, options_file.name)
+        tensors = {name: to_canonical(s, stored[s.name], weights_file) for name, s in table.items()}
     config, tensors = widen(config, tensors)
     weights = ElmoWeights.from_named_tensors(tensors, config)
     lexicon = Lexicon({}, _read_vocabulary(weights_file.parent, config.n_words - 1)) if config.word_size else None
@@ -145,16 +138,32 @@ def stored_tensors(config: ElmoConfig, found: Collection[str] = ()) -> dict[str,
     return table
 
 
-def _datasets(file: h5py.File, source: Path) -> Iterator[tuple[str, h5py.Dataset]]:
-    """Yield the network's tensors by path, without following links to other places and files.
+@contextmanager
+def opened(weights_file: Path) -> Iterator[h5py.File]:
+    """Open an HDF5 file; what h5py raises is a FlashElmoError."""
+    import h5py
+
+    try:
+        with h5py.File(weights_file, "r") as file:
+            yield file
+    except FlashElmoError:
+        raise
+    except Exception as error:  # h5py raises anything for a damaged file
+        raise FlashElmoError(f"{weights_file}: expected a whole HDF5 file: {reason_of(error)}") from None
+
+
+def datasets(file: h5py.File, source: Path, *parts: str) -> dict[str, h5py.Dataset]:
+    """Return tensors whose names begin with `parts`, without following links to other places and files.
 
     Raises:
-        FlashElmoError: names the file `source` and a tensor whose values are in another file.
+        FlashElmoError: names the file `source`, and a tensor whose values are in another file; or they exceed
+            `check_growth`.
     """
     import h5py
 
+    tensors: dict[str, h5py.Dataset] = {}
     seen = set()  # groups, which may contain each other
-    found = [(name, file) for name in file if name.startswith(PARTS)]
+    found = [(name, file) for name in file if name.startswith(parts)]
     for path, group in found:  # deeper ones are appended
         name = path.rpartition("/")[2]
         if group.id.links.get_info(name.encode("utf-8", "surrogateescape")).type != h5py.h5l.TYPE_HARD:
@@ -163,15 +172,17 @@ def _datasets(file: h5py.File, source: Path) -> Iterator[tuple[str, h5py.Dataset
         if isinstance(entry, h5py.Dataset):
             if entry.is_virtual or entry.external:  # could be any file on this machine
                 raise FlashElmoError(f"{source}: tensor {path}: its values are stored in another file")
-            yield path, entry
+            tensors[path] = entry
         elif isinstance(entry, h5py.Group) and path.count("/") < DEPTH and entry not in seen:
             seen.add(entry)
             found += [(f"{path}/{inner}", entry) for inner in entry]
+    check_growth(source, sum(map(_n_bytes, tensors.values())))
+    return tensors
 
 
 def _n_bytes(dataset: h5py.Dataset) -> int:
     """Return the memory that reading takes: HDF5 unpacks whole chunks, which may be larger than the dataset."""
-    values = max(math.prod(dataset.shape), math.prod(dataset.chunks or ()))
+    values = max(math.prod(dataset.shape or ()), math.prod(dataset.chunks or ()))
     return int(values * dataset.dtype.itemsize)
 
 
