@@ -276,7 +276,10 @@ def test_adagrad_learns_too(text_file: Path, tmp_path: Path) -> None:
 def test_held_out_sentences_are_not_trained_on(text_file: Path, tmp_path: Path) -> None:
     few = read_corpus([text_file]).split(0.999, 0)
     assert len(few[0]) == 1, "something is left to train on"
-    record = train(Task([text_file], tmp_path / "model", CONFIG), replace(SETTINGS, heldout_share=0.25))
+    task, settings = Task([text_file], tmp_path / "model", CONFIG), replace(SETTINGS, heldout_share=0.25)
+    with pytest.raises(FlashElmoError, match="heldout_share: expected one of heldout and heldout_share, found both"):
+        train(replace(task, heldout=text_file), settings)
+    record = train(task, settings)
     whole = read_corpus([text_file])
     kept, held_out = whole.split(0.25, 0)
     assert len(kept) + len(held_out) == len(whole) and len(held_out) == 6
@@ -447,9 +450,11 @@ def test_a_time_limit_ends_the_run_and_its_decay(text_file: Path, tmp_path: Path
         ({"batch": 0}, "batch: expected 1 or more, found 0"),
         ({"dropout": 1.0}, "dropout: expected 0 or more and less than 1, found 1.0"),
         ({"dropout": "a"}, "dropout: expected 0 or more and less than 1, found 'a'"),
-        ({"lr": "a"}, "lr: expected a positive number, found 'a'"),
-        ({"epochs": True}, "epochs: expected a positive number, found True"),
-        ({"lr": -1.0}, "lr: expected a positive number, found -1.0"),
+        ({"lr": "a"}, "lr: expected a positive number in float32's range, found 'a'"),
+        ({"epochs": True}, "epochs: expected a positive number in float32's range, found True"),
+        ({"lr": -1.0}, "lr: expected a positive number in float32's range, found -1.0"),
+        ({"lr": 1e39}, "lr: expected a positive number in float32's range, found 1e+39"),
+        ({"snapshots": 101}, "snapshots: expected 0 to 100, found 101"),
         ({"seconds": 5.0}, "length: expected one of epochs, steps and seconds, found 'steps and seconds'"),
         ({"optimizer": "sgd"}, "optimizer: expected one of adam, adagrad, found 'sgd'"),
         ({"precision": "fp8"}, "precision: expected one of auto, fp32, bf16, found 'fp8'"),

@@ -6,10 +6,11 @@ from dataclasses import asdict, dataclass
 from numbers import Real
 from typing import Any
 
-from flashelmo.engine.arguments import check, whole_number
+from flashelmo.engine.arguments import FLOAT32_MAX, check, whole_number
 
 RATES = {"adam": 2e-3, "adagrad": 0.2}  # learning rates by default; Adagrad's is the published one
 MAX_SEED = 2**31 - 1
+MAX_SNAPSHOTS = 100  # their names are the run's share in percent
 UNCHECKED = {"cuda_graph", "save_every", "log_every"}  # do not change the result
 
 
@@ -61,8 +62,9 @@ class TrainSettings:
     snapshots: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("batch", 1), ("unroll", 1), ("negatives", 0), ("min_count", 1), ("snapshots", 0)):
+        for name, least in (("batch", 1), ("unroll", 1), ("negatives", 0), ("min_count", 1)):
             object.__setattr__(self, name, whole_number(name, getattr(self, name), least))
+        object.__setattr__(self, "snapshots", whole_number("snapshots", self.snapshots, 0, MAX_SNAPSHOTS))
         whole_number("log_every", self.log_every, 1)
         whole_number("seed", self.seed, 0, MAX_SEED)
         for name, least in (("max_words", 4), ("steps", 1)):
@@ -73,8 +75,8 @@ class TrainSettings:
             check(_is_number(value) and 0 <= value < 1, name, "0 or more and less than 1", value)
         for name in ("lr", "clip", "epochs", "seconds", "save_every"):
             value = getattr(self, name)
-            is_right = value is None or (_is_number(value) and 0 < value < float("inf"))
-            check(is_right, name, "a positive number", value)
+            is_right = value is None or (_is_number(value) and 0 < value <= FLOAT32_MAX)
+            check(is_right, name, "a positive number in float32's range", value)
         given = [name for name in ("epochs", "steps", "seconds") if getattr(self, name) is not None]
         check(len(given) <= 1, "length", "one of epochs, steps and seconds", " and ".join(given))
         if not given:

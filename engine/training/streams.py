@@ -41,13 +41,13 @@ class Streams:
 
     def __init__(self, corpus: EncodedCorpus, batch: int, unroll: int, seed: int, rows: slice = slice(None)) -> None:
         self._corpus, self._unroll, self._seed = corpus, unroll, seed
-        self._rows = np.arange(batch)[rows]
         self._lengths = np.diff(corpus.offsets) + 1
         total = corpus.n_tokens + len(corpus)
         self.batches = total // (batch * unroll)
         if not self.batches:
             found = f"found {total:,} tokens with their boundaries"
             raise FlashElmoError(f"corpus: expected {batch * unroll:,} for {batch} streams of {unroll}, {found}")
+        self._rows = np.arange(batch)[rows]
         self._epoch = -1
 
     def __getitem__(self, step: int) -> Batch:

@@ -79,6 +79,8 @@ def train(task: Task, settings: TrainSettings, on_progress: OnTrainProgress | No
         FlashElmoError: an empty corpus, a vocabulary without <UNK>, a checkpoint of another run or text, another run at
             work, a full disk, a loss that is not finite: one line each. What was saved before is intact.
     """
+    if task.heldout is not None and settings.heldout_share:
+        raise FlashElmoError("heldout_share: expected one of heldout and heldout_share, found both")
     with joined_processes(settings.device) as processes:
         if processes.number > 1 and settings.seconds is not None:
             raise FlashElmoError(f"seconds: expected epochs or steps with {processes.number} processes")
