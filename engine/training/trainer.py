@@ -188,14 +188,15 @@ class _Run:
         tensors = self.step.sums, *self.model.parameters()
         return self.processes.in_all(all(bool(tensor.isfinite().all()) for tensor in tensors))
 
+    def _not_finite(self, expected: str, found: str) -> FlashElmoError:
+        last = saved[-1].name if (saved := checkpoints(self.task.work)) else "there is none"
+        advice = f"a lower learning rate than {self.settings.peak:g} may help; last checkpoint: {last}"
+        return FlashElmoError(f"step {self.taken}: expected {expected}, found {found}; {advice}")
+
     def _log(self, rate: float) -> None:
         losses = self.processes.mean(self.step.read())
         if not all(map(math.isfinite, losses)):
-            last = found[-1].name if (found := checkpoints(self.task.work)) else "there is none"
-            raise FlashElmoError(
-                f"step {self.taken}: expected a finite loss, found {losses[0]} forward and {losses[1]} backward; "
-                f"a lower learning rate than {self.settings.peak:g} may help; last checkpoint: {last}"
-            )
+            raise self._not_finite("a finite loss", f"{losses[0]} forward and {losses[1]} backward")
         self.seconds = time.monotonic() - self._began[1]
         forward, backward = (math.exp(min(MAX_LOSS, loss)) for loss in losses)
         each = self.settings.batch * self.settings.unroll * self.processes.number
@@ -304,6 +305,8 @@ class _Run:
 
     def _finish(self) -> RunRecord:
         """Save the last checkpoint, then write the model."""
+        if not self._is_finite():
+            raise self._not_finite("finite parameters", "infinity or NaN")
         self._save()
         self.processes.first(lambda: self._write(self.task.output, self.task.overwrite, self.task.license_text))
         self.processes.wait()

@@ -19,7 +19,7 @@ from flashelmo.engine.arrays import Float32, Uint8
 from flashelmo.engine.errors import FlashElmoError, reason_of
 from flashelmo.engine.model.checkpoints.files import MODEL_FILES, check_regular, check_rows, new_folder, read_json
 from flashelmo.engine.model.config import ElmoConfig
-from flashelmo.engine.model.weights import ElmoModel, ElmoWeights, Lexicon, expected_shapes
+from flashelmo.engine.model.weights import ElmoModel, ElmoWeights, Lexicon, all_finite, expected_shapes
 
 FORMAT = "native"
 FORMAT_VERSION = 1
@@ -62,14 +62,23 @@ def write_native_files(model: ElmoModel, folder: Path, dtype: str = "float32") -
 
 
 def write_safetensors(tensors: Mapping[str, Float32], path: Path, dtype: str = "float32") -> None:
-    """Write tensors by name, as numbers of this type."""
+    """Write tensors by name, as numbers of this type.
+
+    Raises:
+        FlashElmoError: the type cannot hold a value.
+    """
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
+    with np.errstate(over="ignore"):  # what follows says more than NumPy's warning
+        arrays = {name: np.ascontiguousarray(tensor, dtype) for name, tensor in tensors.items()}
+    for name, array in arrays.items() if dtype != "float32" else ():
+        if not all_finite(array):
+            raise FlashElmoError(f"{path.name}: tensor {name}: expected values within {dtype}'s range; use float32")
     path.touch()
     mode = path.stat().st_mode
     try:
-        save_file({name: np.ascontiguousarray(tensor, dtype) for name, tensor in tensors.items()}, path)
+        save_file(arrays, path)
     except SafetensorError as error:
         raise OSError(str(error)) from None
     path.chmod(mode)  # save_file creates it with mode 0600
