@@ -140,6 +140,25 @@ def test_all_processes_of_a_run_are_refused_alike(text_file: Path, tmp_path: Pat
     assert all(error.endswith("text.txt: expected a sentence a line, found no token\n") for _, error in refused)
 
 
+@pytest.mark.parametrize(
+    ("rank", "message"),
+    [
+        (None, "WORLD_SIZE, RANK, LOCAL_RANK: expected whole numbers, as torchrun sets them, found 2, None, None"),
+        ("one", "WORLD_SIZE, RANK, LOCAL_RANK: expected whole numbers, .*, found 2, one, None"),
+        ("0", "processes: expected 2 that reach each other, started by torchrun: .* MASTER_ADDR"),
+    ],
+)
+def test_an_environment_that_is_half_torchruns(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: str | None, message: str
+) -> None:
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", rank), ("LOCAL_RANK", None), ("MASTER_ADDR", None)):
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    with pytest.raises(FlashElmoError, match=message):
+        train(Task([text_file], tmp_path / "model", CONFIG), SETTINGS)
+
+
 def test_several_processes_save_between_points_too(text_file: Path, tmp_path: Path) -> None:
     arguments = text_file, tmp_path / "two", 1e-9, 1000
     assert [status for status, _ in together(TWO, *arguments)] == [0, 0]

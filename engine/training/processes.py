@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from flashelmo.engine.errors import FlashElmoError, MissingExtraError
+from flashelmo.engine.errors import FlashElmoError, MissingExtraError, first_line
 
 try:
     import torch
@@ -85,18 +85,36 @@ class Processes:
         return forward, backward
 
 
+def _named_processes() -> Processes:
+    """Return the processes of torchrun's environment."""
+    number, rank, local = found = [os.environ.get(name) for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK")]
+    if number in (None, "1"):
+        return Processes()
+    if not all(each is not None and each.isdecimal() for each in (number, rank, local or "0")):
+        expected = "expected whole numbers, as torchrun sets them"
+        raise FlashElmoError(f"WORLD_SIZE, RANK, LOCAL_RANK: {expected}, found {', '.join(map(str, found))}")
+    return Processes(int(rank or 0), int(number or 0), int(local or 0))
+
+
 @contextmanager
 def joined_processes(device: str) -> Iterator[Processes]:
-    """Join the processes named in torchrun's environment, by NCCL on cards and gloo elsewhere; else only this one."""
-    number = int(os.environ.get("WORLD_SIZE", "1"))
-    if number == 1:
-        yield Processes()
+    """Join the processes named in torchrun's environment, by NCCL on cards and gloo elsewhere; else only this one.
+
+    Raises:
+        FlashElmoError: the environment names them incompletely, or they cannot be reached.
+    """
+    processes = _named_processes()
+    if processes.number == 1:
+        yield processes
         return
     on_cards = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
-    processes = Processes(int(os.environ["RANK"]), number, int(os.environ.get("LOCAL_RANK", "0")))
     if on_cards:
         torch.cuda.set_device(processes.local)
-    distributed.init_process_group("nccl" if on_cards else "gloo")
+    try:
+        distributed.init_process_group("nccl" if on_cards else "gloo")
+    except (RuntimeError, ValueError) as error:
+        expected = f"expected {processes.number} that reach each other, started by torchrun"
+        raise FlashElmoError(f"processes: {expected}: {first_line(error)}") from None
     try:
         yield processes
     finally:
