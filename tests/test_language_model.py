@@ -255,7 +255,7 @@ def test_a_name_that_is_no_utf8_is_in_the_card(trained: Path, succeed: Callable[
 def test_the_command_trains(
     trained: Path, succeed: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.modules["flashelmo.cli.train"], "SECONDS_A_LINE", 0)
+    monkeypatch.setattr(sys.modules["flashelmo.cli.terminal"], "SECONDS_A_LINE", 0)
     arguments = ["--batch", "2", "--unroll", "5", "--steps", "4", "--threads", str(torch.get_num_threads())]
     config, text = trained / "config.json", trained.parent / "text.txt"
     license_file = tmp_path / "license.txt"

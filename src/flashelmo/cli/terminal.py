@@ -78,48 +78,67 @@ def progress_of(total: Callable[[], int | None], quiet: bool, in_lines: bool) ->
     if quiet:
         yield lambda n_bytes, n_tokens: None
         return
-    progress = _Progress(total, in_lines or not sys.stderr.isatty())
+    progress = _Progress(total, in_lines)
     try:
         yield progress.report
     finally:
-        progress.clear()
+        progress.line.clear()
+
+
+class StatusLine:
+    """What is going on: a line that is written over on a terminal, or else, or `in_lines`, one every ten seconds."""
+
+    def __init__(self, in_lines: bool, now: float) -> None:
+        self._in_lines = in_lines or not sys.stderr.isatty()
+        self._interval = SECONDS_A_LINE if self._in_lines else SECONDS_A_BAR
+        self._next, self._width = now + self._interval, 0
+
+    def is_due(self, now: float) -> bool:
+        """Whether it is time to show the line again, which starts the next interval."""
+        due = now >= self._next
+        self._next = now + self._interval if due else self._next
+        return due
+
+    def show(self, line: str) -> None:
+        """Write it."""
+        if self._in_lines:
+            say(line.strip())
+        else:
+            write_message("\r" + line.ljust(self._width))
+            self._width = len(line)
+
+    def clear(self) -> None:
+        """Take it away."""
+        if self._width:
+            write_message("\r" + " " * self._width + "\r")
 
 
 class _Progress:
     """What is done of `total` bytes, if that is known, and at which rate of late."""
 
     def __init__(self, total: Callable[[], int | None], in_lines: bool) -> None:
-        self._total, self._in_lines = total, in_lines
-        self._started = time.monotonic()
-        self._interval = SECONDS_A_LINE if in_lines else SECONDS_A_BAR
-        self._next = self._started + self._interval
+        self._total, self._started = total, time.monotonic()
+        self.line = StatusLine(in_lines, self._started)
         self._recent = deque([(self._started, 0.0, 0.0)])  # times, bytes and tokens that were shown
-        self._width = 0
 
     def report(self, n_bytes: float, n_tokens: float) -> None:
         """Show it, unless that was done just now."""
         now = time.monotonic()
-        if now < self._next:
+        if not self.line.is_due(now):
             return
-        self._next = now + self._interval
         self._recent.append((now, n_bytes, n_tokens))
         while len(self._recent) > 2 and self._recent[1][0] <= now - RECENT_SECONDS:
             self._recent.popleft()
         then, bytes_then, tokens_then = self._recent[0]
         rate, tokens_rate = (n_bytes - bytes_then) / (now - then), (n_tokens - tokens_then) / (now - then)
-        self._show(self._line(n_bytes, now, rate, f"{tokens_rate:,.0f} tokens/s"))
+        self.line.show(self._text(n_bytes, now, rate, f"{tokens_rate:,.0f} tokens/s"))
 
-    def clear(self) -> None:
-        """Take the bar away."""
-        if self._width:
-            write_message("\r" + " " * self._width + "\r")
-
-    def _line(self, n_bytes: float, now: float, rate: float, speed: str) -> str:
+    def _text(self, n_bytes: float, now: float, rate: float, speed: str) -> str:
         from tqdm import tqdm
 
         total = self._total()
         length, left = ("{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}", "<{remaining}") if total else ("{n_fmt}", "")
-        line: str = tqdm.format_meter(
+        text: str = tqdm.format_meter(
             int(n_bytes),
             total,
             now - self._started,
@@ -130,14 +149,7 @@ class _Progress:
             bar_format=f"{length}B [{{elapsed}}{left}{{postfix}}]",
             postfix=speed,
         )
-        return line
-
-    def _show(self, line: str) -> None:
-        if self._in_lines:
-            say(line.strip())
-        else:
-            write_message("\r" + line.ljust(self._width))
-            self._width = len(line)
+        return text
 
 
 def _columns() -> int:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flashelmo.cli.arguments import Overwrite, Threads
-from flashelmo.cli.terminal import SECONDS_A_BAR, SECONDS_A_LINE, say, warnings_to_stderr, write_message
+from flashelmo.cli.terminal import StatusLine, say, warnings_to_stderr
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.config import ElmoConfig
 
@@ -132,34 +132,24 @@ def read_config(path: Path) -> ElmoConfig:
 
 @contextmanager
 def _progress(quiet: bool) -> Iterator[OnTrainProgress | None]:
-    """A bar where there is a terminal, or else lines every ten seconds."""
+    """How far the run is, in a `StatusLine`."""
     if quiet:
         yield None
         return
     from tqdm import tqdm
 
-    in_lines = not sys.stderr.isatty()
-    interval = SECONDS_A_LINE if in_lines else SECONDS_A_BAR
-    due, width = time.monotonic() + interval, 0
+    status = StatusLine(in_lines=False, now=time.monotonic())
 
     def show(progress: Progress) -> None:
-        nonlocal due, width
-        if time.monotonic() < due:
+        if not status.is_due(time.monotonic()):
             return
-        due = time.monotonic() + interval
         point, left = progress.point, tqdm.format_interval(progress.left)
         text = f"{left} left, perplexity {point.forward:.1f} forward, {point.backward:.1f} backward"
         text = f"step {point.step:,}, {text}, {progress.tokens_per_second:,.0f} tokens/s"
         bar_format = f"{{percentage:3.0f}}%|{{bar:20}}| {text}"
-        line: str = tqdm.format_meter(1000 * progress.done, 1000, 0, ascii=True, bar_format=bar_format)
-        if in_lines:
-            say(line)
-        else:
-            write_message("\r" + line.ljust(width))
-            width = len(line)
+        status.show(tqdm.format_meter(1000 * progress.done, 1000, 0, ascii=True, bar_format=bar_format))
 
     try:
         yield show
     finally:
-        if width:
-            write_message("\r" + " " * width + "\r")
+        status.clear()
