@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -21,6 +22,7 @@ from flashelmo.cli import main
 from flashelmo.engine.model.checkpoints.bilm import write_bilm
 from flashelmo.engine.model.checkpoints.native import write_native
 from flashelmo.engine.reference.reference import ReferenceRuntime
+from flashelmo.engine.training.model import BiLM, State
 from flashelmo.engine.training.settings import TrainSettings
 from flashelmo.engine.training.softmax_files import find_softmax
 from flashelmo.engine.training.task import Task
@@ -97,6 +99,22 @@ def test_long_sentences_and_many_short_ones_are_batched(trained: Path) -> None:
         alone = model.log_probabilities([sentences[k]])[0]
         np.testing.assert_allclose(scores[k].forward, alone.forward, atol=1e-4)
         np.testing.assert_allclose(scores[k].backward, alone.backward, atol=1e-4)
+
+
+def test_a_sentence_of_any_length_takes_the_memory_of_a_batch(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, sentences = LanguageModel.load(trained, device="cpu"), [TEXT.split(), ["the", "cat"], []]
+    expected, hidden, sizes = model.log_probabilities(sentences), BiLM.hidden, list[int]()
+
+    def counted(self: BiLM, vectors: torch.Tensor, words: torch.Tensor, state: State) -> Any:
+        sizes.append(words[0].numel())
+        return hidden(self, vectors, words, state)
+
+    monkeypatch.setattr(BiLM, "hidden", counted)
+    monkeypatch.setattr("flashelmo.engine.training.evaluate.BATCH_TOKENS", 10)
+    for found, right in zip(model.log_probabilities(sentences), expected, strict=True):
+        np.testing.assert_allclose(found.forward, right.forward, atol=1e-5)
+        np.testing.assert_allclose(found.backward, right.backward, atol=1e-5)
+    assert max(sizes) == 10 and len(sizes) > 6
 
 
 def test_a_bilm_file_that_carries_its_softmax(trained: Path, tmp_path: Path) -> None:

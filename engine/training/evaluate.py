@@ -21,7 +21,7 @@ try:
 except ImportError as error:
     raise MissingExtraError("torch", "torch", "training") from error
 
-BATCH_TOKENS = 8192  # including padding
+BATCH_TOKENS = 8192  # including padding; of a longer sentence, so many at a time
 MAX_LOSS = 700.0  # its exponential is still finite
 
 
@@ -85,26 +85,27 @@ def _fill(model: BiLM, corpus: EncodedCorpus, spelling: Spelling, rows: Int32, c
           forward: Float32, backward: Float32) -> None:  # fmt: skip
     """Compute the predictions of some sentences, and put them in their places."""
     start, length = np.asarray(corpus.offsets)[chosen], np.diff(corpus.offsets)[chosen]
-    t = np.arange(int(length.max()) + 1)[:, None]
     ids = corpus.word_ids if corpus.n_tokens else np.zeros(1, np.int32)  # all sentences may be empty
+    first = next(iter(model.parameters()))
+    state = State.zero(model.config, len(chosen), first)
+    end, steps = int(length.max()) + 1, max(1, BATCH_TOKENS // len(chosen))
 
     def word(index: Int64) -> Int32:
         return np.asarray(ids[np.clip(start + index, 0, len(ids) - 1)])
 
-    is_prediction = t <= length
-    read = np.where(t == 0, BEGIN, word(t - 1)), np.where(t == 0, END, word(length - t))
-    predicted = np.where(t == length, END, word(t)), np.where(t == length, BEGIN, word(length - 1 - t))
-    inputs, targets = (np.where(is_prediction, np.stack(each), BEGIN) for each in (read, predicted))
-    distinct, places = spelling.distinct(inputs)
-    first = next(iter(model.parameters()))
-    vectors = model.word_vectors([piece.to(first.device) for piece in spelling.pieces(distinct)])
-    words = torch.from_numpy(places).to(first.device)
-    hidden, _ = model.hidden(vectors, words, State.zero(model.config, len(chosen), first))
-    wanted = torch.from_numpy(np.ascontiguousarray(is_prediction)).to(first.device)
-    softmax_rows = torch.from_numpy(rows[targets].astype(np.int64)).to(first.device)
-    for top, row, values, reverse in zip(hidden[-1], softmax_rows, (forward, backward), (False, True), strict=True):
-        _, losses = cross_entropy(
-            top[wanted], row[wanted], model.tensors["softmax_weight"], model.tensors["softmax_bias"]
-        )
-        places = begins[chosen] + (length - t if reverse else t)
-        values[places[is_prediction]] = -losses.cpu().numpy()
+    for t in (np.arange(begin, min(begin + steps, end))[:, None] for begin in range(0, end, steps)):
+        is_prediction = t <= length
+        read = np.where(t == 0, BEGIN, word(t - 1)), np.where(t == 0, END, word(length - t))
+        predicted = np.where(t == length, END, word(t)), np.where(t == length, BEGIN, word(length - 1 - t))
+        inputs, targets = (np.where(is_prediction, np.stack(each), BEGIN) for each in (read, predicted))
+        distinct, places = spelling.distinct(inputs)
+        vectors = model.word_vectors([piece.to(first.device) for piece in spelling.pieces(distinct)])
+        hidden, state = model.hidden(vectors, torch.from_numpy(places).to(first.device), state)
+        wanted = torch.from_numpy(np.ascontiguousarray(is_prediction)).to(first.device)
+        softmax_rows = torch.from_numpy(rows[targets].astype(np.int64)).to(first.device)
+        for top, row, values, reverse in zip(hidden[-1], softmax_rows, (forward, backward), (False, True), strict=True):
+            _, losses = cross_entropy(
+                top[wanted], row[wanted], model.tensors["softmax_weight"], model.tensors["softmax_bias"]
+            )
+            places = begins[chosen] + (length - t if reverse else t)
+            values[places[is_prediction]] = -losses.cpu().numpy()
