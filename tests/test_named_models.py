@@ -21,7 +21,7 @@ from flashelmo.engine.model.named import locate as locating
 from flashelmo.engine.model.named import table
 from flashelmo.engine.model.named.download import check, download
 from flashelmo.engine.model.named.locate import NAME, locate
-from flashelmo.engine.model.named.table import NamedFile, NamedModel, named_models
+from flashelmo.engine.model.named.table import RECORD, NamedFile, NamedModel, named_models
 
 SENTENCE = ["the", "cat", "sat"]
 Run = Callable[..., str]
@@ -203,6 +203,10 @@ def test_the_first_download_is_what_later_ones_are_compared_with(little: NamedMo
     with pytest.raises(FlashElmoError, match="as in the first download, found another"):
         download(little, home, overwrite=True)
     assert check(folder) == [], "what was there stays"
+    for text in ("{}", '{"files": 3, "contents": {}}', '{"files": {"weights.hdf5": 3}, "contents": null}'):
+        (folder / RECORD).write_text(text, encoding="utf-8")
+        with pytest.raises(FlashElmoError, match=r"download\.json: expected the (files|contents) of a download; to"):
+            check(download(little, home, overwrite="files" in text))
 
 
 def test_what_is_not_there(site: Site, home: Path) -> None:

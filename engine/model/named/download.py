@@ -64,7 +64,7 @@ def download(model: NamedModel, home: Path, *, overwrite: bool = False) -> Path:
         with FileLock(home / f".{model.name}.lock"):
             if (folder / RECORD).is_file() and not overwrite:
                 return folder
-            known = _recorded(folder)
+            known = _recorded(folder, "files")
             for name, file in model.files.items():
                 _fetch(work, name, file, known.get(name))
             _settle(model, work, folder)
@@ -78,9 +78,8 @@ def download(model: NamedModel, home: Path, *, overwrite: bool = False) -> Path:
 
 def check(folder: Path) -> list[str]:
     """Return what a downloaded model's files lack, or which have changed since the download."""
-    record = read_json(folder / RECORD)
     problems = []
-    for name, expected in record["contents"].items():
+    for name, expected in _recorded(folder, "contents").items():
         path = folder / name
         found = sha256_of(path) if path.is_file() else "no file"
         if found != expected:
@@ -88,11 +87,16 @@ def check(folder: Path) -> list[str]:
     return problems
 
 
-def _recorded(folder: Path) -> dict[str, str]:
-    """Return the checksums of the files of an earlier download."""
+def _recorded(folder: Path, key: str) -> dict[str, str]:
+    """Return the checksums that an earlier download recorded: of its "files", or of the folder's "contents"."""
     if not (folder / RECORD).is_file():
         return {}
-    return {name: file["sha256"] for name, file in read_json(folder / RECORD)["files"].items()}
+    found: Any = read_json(folder / RECORD).get(key)
+    try:
+        return {name: each if key == "contents" else each["sha256"] for name, each in found.items()}
+    except (AttributeError, KeyError, TypeError):
+        expected = f"expected the {key} of a download; to download them again, delete {folder}"
+        raise FlashElmoError(f"{folder / RECORD}: {expected}") from None
 
 
 def _fetch(work: Path, name: str, file: NamedFile, recorded: str | None) -> None:
