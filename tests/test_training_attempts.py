@@ -17,7 +17,7 @@ from flashelmo import FlashElmoError, load_model
 from flashelmo.cli import main
 from flashelmo.engine.training import checkpoint, identity
 from flashelmo.engine.training.due import SaveClock
-from flashelmo.engine.training.processes import Processes, Result
+from flashelmo.engine.training.processes import Processes, Result, joined_processes
 from flashelmo.engine.training.softmax_files import find_softmax, write_softmax
 from flashelmo.engine.training.step import TrainingStep
 from flashelmo.engine.training.task import Task
@@ -157,6 +157,20 @@ def test_an_environment_that_is_half_torchruns(
             monkeypatch.setenv(name, value)
     with pytest.raises(FlashElmoError, match=message):
         train(Task([text_file], tmp_path / "model", CONFIG), SETTINGS)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("[/gloo/pair.cc:1] Read error: reset"), RuntimeError("else")], ids=str)
+def test_a_process_that_ends_is_told_by_the_others(monkeypatch: pytest.MonkeyPatch, error: RuntimeError) -> None:
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "0")):
+        monkeypatch.setenv(name, value)
+    for name in ("init_process_group", "destroy_process_group"):
+        monkeypatch.setattr(f"torch.distributed.{name}", lambda *_: None)
+    expected = "processes: expected 2 until the end, one does not answer: .* Read error: reset; the same|^else$"
+    with (
+        pytest.raises(FlashElmoError if "gloo" in str(error) else RuntimeError, match=expected),
+        joined_processes("cpu"),
+    ):
+        raise error
 
 
 def test_several_processes_save_between_points_too(text_file: Path, tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def joined_processes(device: str) -> Iterator[Processes]:
     """Join the processes named in torchrun's environment, by NCCL on cards and gloo elsewhere; else only this one.
 
     Raises:
-        FlashElmoError: the environment names them incompletely, or they cannot be reached.
+        FlashElmoError: the environment names them incompletely, or one cannot be reached, at first or later.
     """
     processes = _named_processes()
     if processes.number == 1:
@@ -117,6 +117,11 @@ def joined_processes(device: str) -> Iterator[Processes]:
         raise FlashElmoError(f"processes: {expected}: {first_line(error)}") from None
     try:
         yield processes
+    except RuntimeError as error:
+        if not isinstance(error, distributed.DistError) and "gloo" not in str(error):  # whose errors have no class
+            raise
+        message = f"expected {processes.number} until the end, one does not answer: {first_line(error)}"
+        raise FlashElmoError(f"processes: {message}; the same command goes on from the last checkpoint") from None
     finally:
         distributed.destroy_process_group()
         time.sleep(LET_GO_SECONDS)
