@@ -374,22 +374,26 @@ def test_a_loss_that_is_not_finite_ends_the_run(
     assert not task.output.exists() and checkpoint.load_checkpoint(task.work, saved_fingerprint(task.work)) is not None
 
 
-def test_no_model_is_left_that_nobody_could_read(text_file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "value", "message"),
+    [
+        ("float32", np.nan, "step 12: expected finite parameters, found infinity or NaN"),
+        ("float16", 1e5, r"softmax\.safetensors: tensor bias: expected values within float16's range"),
+    ],
+)
+def test_no_model_is_left_that_nobody_could_read(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, value: float, message: str
+) -> None:
     """Neither of parameters that the last step spoils, nor of some that are too large for float16."""
 
-    def spoil(value: float) -> Callable[[TrainingStep], None]:
-        return lambda step: step.optimizer.register_step_post_hook(
-            lambda *_: step.model.tensors["softmax_bias"].data.fill_(value)
-        )
+    def spoil(step: TrainingStep) -> None:
+        step.optimizer.register_step_post_hook(lambda *_: step.model.tensors["softmax_bias"].data.fill_(value))
 
-    for task, value, message in (
-        (Task([text_file], tmp_path / "nan", CONFIG), np.nan, "step 12: expected finite parameters, found infinity or"),
-        (Task([text_file], tmp_path / "half", CONFIG, dtype="float16"), 1e5, "tensor bias: expected values within flo"),
-    ):
-        with pytest.MonkeyPatch.context() as patched, pytest.raises(FlashElmoError, match=message):
-            step_that(spoil(value), 12, patched)
-            train(task, SETTINGS)
-        assert not task.output.exists()
+    task = Task([text_file], tmp_path / "model", CONFIG, dtype=dtype)
+    step_that(spoil, 12, monkeypatch)
+    with pytest.raises(FlashElmoError, match=message):
+        train(task, SETTINGS)
+    assert not task.output.exists()
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(
