@@ -11,8 +11,8 @@ the word itself; there are no counters and no fences (as in NCCL's LL protocol).
 read it, as a step needs something from every program. That does not hold for sums, since no program waits for the r of
 nodes without children: successive steps alternate between two sets of words for sums.
 
-All programs must run at once, which a cooperative launch ensures. A wait that fails ends after milliseconds: the values
-it was for become NaN, and so does everything computed from them.
+All programs must run at once, which a cooperative launch ensures. A wait that fails ends: the values it was for become
+NaN, and so does everything computed from them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ COLUMNS = gl.constexpr(64)  # of the projection, per program
 K = gl.constexpr(64)  # depth of a block of weights in shared memory
 CLOCKS = gl.constexpr(CLOCK_WORDS)
 MOST_ROWS = gl.constexpr(EXCHANGED_ROWS)
-MOST_POLLS = gl.constexpr(1 << 14)  # per wait: milliseconds, by estimate, where a step should take microseconds
+# Per wait: half a second, by estimate. A step should take microseconds, but programs may begin late where other streams'
+# kernels hold multiprocessors for as long as they run, as NCCL's do while they wait for another card.
+MOST_POLLS = gl.constexpr(1 << 20)
 
 
 # ------------------------------------------------------------------------------------------------------------ exchange
