@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from test_training import CONFIG, SETTINGS, TEXT, curve, step_that, together
 
 from flashelmo import FlashElmoError, load_model
 from flashelmo.cli import main
-from flashelmo.engine.training import checkpoint, identity
+from flashelmo.engine.training import checkpoint, identity, processes
 from flashelmo.engine.training.due import SaveClock
 from flashelmo.engine.training.processes import Processes, Result
 from flashelmo.engine.training.softmax_files import find_softmax, write_softmax
@@ -248,6 +249,22 @@ def test_time_that_runs_out_while_a_run_looks_at_its_snapshots_ends_it_behind_a_
     monkeypatch.setattr(SaveClock, "is_due", is_due)
     record = train(Task([text_file], tmp_path / "model", CONFIG), replace(OFTEN, steps=None, seconds=0.3))
     assert record.points and record.points[-1].seconds >= 0.3
+
+
+def test_several_processes_wait_for_the_first_one_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may read a corpus for hours."""
+    waits: list[timedelta] = []
+
+    def begin(backend: str, timeout: timedelta = timedelta(minutes=30)) -> None:  # as by default
+        waits.append(timeout)
+
+    monkeypatch.setattr(processes.distributed, "init_process_group", begin)
+    monkeypatch.setattr(processes.distributed, "destroy_process_group", lambda: None)
+    monkeypatch.setattr(processes, "LET_GO_SECONDS", 0)
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with processes.joined_processes("cpu"):
+        assert waits[0] > timedelta(days=1)
 
 
 def test_several_processes_seldom_ask_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
