@@ -59,11 +59,12 @@ class Card:
         self.Event, self.Stream, self.stream = Event, type("Stream", (), {"wait_stream": lambda *_: None}), nullcontext
         self.current_stream: Callable[[], Any] = self.Stream
         self.CUDAGraph = type("CUDAGraph", (), {})
+        self.graph_pool_handle = lambda: (0, 1)
 
     def synchronize(self) -> None: ...
 
     @contextmanager
-    def graph(self, graph: Any) -> Iterator[None]:
+    def graph(self, graph: Any, pool: Any) -> Iterator[None]:
         if self.fails:
             raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore of it")
         compute, calls = self.step.compute, []
@@ -179,13 +180,15 @@ def test_batches_of_too_many_words_are_computed_without_the_graph(tmp_path: Path
 
 
 def test_what_cannot_be_captured_is_launched(
-    tmp_path: Path, played: Callable[..., Card], caplog: pytest.LogCaptureFixture
+    tmp_path: Path, played: Callable[..., Card], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     expected = losses(new_step(tmp_path), 6)
-    step = new_step(tmp_path)
+    step, abandoned = new_step(tmp_path), list[Any]()
+    monkeypatch.setattr(step_module, "abandon", lambda graph, pool: abandoned.append(pool))
     card = played(step, fails=True)
     np.testing.assert_allclose(losses(step, 6), expected, rtol=1e-5)
     warning = (
         "the step cannot be captured as a CUDA graph: CUDA error: operation not permitted when stream is capturing"
     )
+    assert abandoned == [(0, 1)]
     assert card.replays == 0 and [record.getMessage() for record in caplog.records] == [warning]

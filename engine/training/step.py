@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from flashelmo.engine.arrays import Int32
+from flashelmo.engine.captures import abandon
 from flashelmo.engine.errors import MissingExtraError, first_line
 from flashelmo.engine.training.model import BiLM, State
 from flashelmo.engine.training.optimizers import Adagrad, clip_scale, make_optimizer, row_gradients, scale_gradients
@@ -197,12 +198,13 @@ class _Captured:
     def _capture(self) -> None:
         torch.cuda.synchronize()
         self._step.optimizer.zero_grad(set_to_none=True)
-        graph = torch.cuda.CUDAGraph()
+        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
         try:
-            with torch.cuda.graph(graph):
+            with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph, pool):
                 self._step.compute(*self._arguments)
         except RuntimeError as error:
             self._captures = False
+            abandon(graph, pool)
             logging.getLogger("flashelmo").warning("the step cannot be captured as a CUDA graph: %s", first_line(error))
             torch.cuda.synchronize()
             return
