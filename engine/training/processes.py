@@ -25,8 +25,8 @@ Result = TypeVar("Result")
 # has ended by then, they end the process (https://github.com/pytorch/pytorch/pull/179291).
 LET_GO_SECONDS = 0.2
 
-# By default a process that waits for another one for ten minutes (NCCL) or thirty (gloo) ends the run. The first one may
-# read a corpus, or measure a perplexity, for longer; torchrun ends the others if it dies.
+# By default a process that has waited for another one for ten minutes (NCCL) or thirty (gloo) ends the run. The first
+# one may read a corpus, or measure a perplexity, for longer; torchrun ends the others if it dies.
 MOST_WAITING = timedelta(days=7)
 
 

@@ -43,8 +43,8 @@ COLUMNS = gl.constexpr(64)  # of the projection, per program
 K = gl.constexpr(64)  # depth of a block of weights in shared memory
 CLOCKS = gl.constexpr(CLOCK_WORDS)
 MOST_ROWS = gl.constexpr(EXCHANGED_ROWS)
-# Per wait: half a second, by estimate. A step should take microseconds, but programs may begin late where other streams'
-# kernels hold multiprocessors for as long as they run, as NCCL's do while they wait for another card.
+# Per wait: half a second, by estimate. A step should take microseconds, but programs may begin late where kernels of
+# other streams hold multiprocessors for as long as they run, as NCCL's do while they wait for another card.
 MOST_POLLS = gl.constexpr(1 << 20)
 
 
