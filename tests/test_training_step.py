@@ -179,6 +179,33 @@ def test_batches_of_too_many_words_are_computed_without_the_graph(tmp_path: Path
     assert card.replays == fitting - WARM_UP_STEPS
 
 
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_graph_gives_its_memory_to_a_batch_that_does_not_fit(
+    changed: bool, tmp_path: Path, played: Callable[..., Card], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And is captured again; where parameters have changed already, the error remains."""
+    expected = losses(new_step(tmp_path), 12)
+    step = new_step(tmp_path)
+    card, compute, graphs = played(step, 16), step.compute, list[Any]()
+
+    def compute_unless_full(*arguments: torch.Tensor) -> None:
+        graph: Any = step._captured._graph  # type: ignore[union-attr]
+        if len(arguments[0]) > 16 and graph is not None:
+            graphs.append(graph)
+            step._updates = changed
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        compute(*arguments)
+
+    monkeypatch.setattr(step, "compute", compute_unless_full)
+    if changed:
+        with pytest.raises(torch.OutOfMemoryError):
+            losses(step, 12)
+        return
+    np.testing.assert_allclose(losses(step, 12), expected, rtol=1e-5)
+    assert len(graphs) == 1 and step._captured._graph not in (None, *graphs)  # type: ignore[union-attr]
+    assert card.replays == 12 - WARM_UP_STEPS - 3
+
+
 def test_what_cannot_be_captured_is_launched(
     tmp_path: Path, played: Callable[..., Card], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -81,6 +81,7 @@ class TrainingStep:
         table = torch.from_numpy(spelling.characters.astype(np.int16))
         self._characters = table.to(self.device) if self.device.type == "cuda" else None
         self._captured = _Captured(self, streams) if self.device.type == "cuda" else None
+        self._updates = False  # whether parameters have begun to change in this step
         model.train()
 
     def __call__(self, batch: Batch, lr: float) -> None:
@@ -92,10 +93,18 @@ class TrainingStep:
         if self._captured is not None and len(distinct) <= self._captured.capacity:
             self._captured.run(distinct, words, targets)
             return
-        self.compute(*(torch.from_numpy(array).to(self.device) for array in (distinct, words, targets)))
+        given = [torch.from_numpy(array).to(self.device) for array in (distinct, words, targets)]
+        try:
+            self.compute(*given)
+            return
+        except torch.OutOfMemoryError:
+            if self._updates or self._captured is None or not self._captured.make_room():
+                raise
+        self.compute(*given)  # here the error no longer holds on to tensors
 
     def compute(self, distinct: Tensor, words: Tensor, targets: Tensor) -> None:
         """Do the step on the device: words [2, T, B] index distinct [U]; targets [2, T, B] are rows of the softmax."""
+        self._updates = False
         self.optimizer.zero_grad(set_to_none=True)
         negatives = None if self._probabilities is None else draw(self._probabilities, self._settings.negatives)
         targets, picked = targets.long(), None
@@ -105,6 +114,7 @@ class TrainingStep:
         (loss * self._settings.unroll).backward()  # as published: summed over a row's time steps
         by_rows = [] if picked is None else row_gradients(self._softmax, picked.rows, picked.gradients)
         scale = clip_scale(self.model.parameters(), self._settings.clip, by_rows)
+        self._updates = True
         if self.model.kernels and isinstance(self.optimizer, Adagrad):
             self.optimizer.step_by_kernels(scale)
         else:
@@ -165,7 +175,7 @@ class _Captured:
     def run(self, distinct: Int32, words: Int32, targets: Int32) -> None:
         """Take a step."""
         self._copy(distinct, words, targets)
-        if self._captures and self._taken == WARM_UP_STEPS:
+        if self._captures and self._graph is None and self._taken >= WARM_UP_STEPS:
             self._capture()
         if self._graph is not None:
             self._graph.replay()
@@ -174,6 +184,17 @@ class _Captured:
         else:
             self._step.compute(*self._arguments)
         self._taken += 1
+
+    def make_room(self) -> bool:
+        """Let go of the graph's memory, as large as that of a step without it; whether there was any.
+
+        The next step that fits is captured anew.
+        """
+        if self._graph is None:
+            return False
+        torch.cuda.synchronize()
+        self._graph = None
+        return True
 
     def _copy(self, distinct: Int32, words: Int32, targets: Int32) -> None:
         place = self._taken % SLOTS
