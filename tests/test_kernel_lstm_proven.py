@@ -37,16 +37,18 @@ class MadeUp:
 
     Attributes:
         seen: how often its launches were asked for.
+        polls: with which option, last.
     """
 
     def __init__(self, kind: str = "right") -> None:
-        self.kind, self.seen = kind, 0
+        self.kind, self.seen, self.polls = kind, 0, 0
 
     def serves(self, run: LayerRun, rows: int) -> bool:
         return rows <= 3
 
     def launches(self, run: LayerRun, depths: range) -> Iterator[Launch]:
         self.seen += 1
+        self.polls = run.options.polls
         launches = list(fused.launches(run, depths))
         if self.kind == "raises":
             raise RuntimeError("Triton Error [CUDA]: no kernel image\nand a long story")
@@ -120,6 +122,7 @@ def test_what_is_right_serves_and_is_not_compared_again(
     made_up = install(monkeypatch)
     assert chosen(device, skip=skip)[:2] == ["made up"] * 2 and made_up.seen == proven.TIMES
     assert chosen(device, skip=skip)[2] != "made up" and made_up.seen == proven.TIMES
+    assert made_up.polls == proven.POLLS < LaunchOptions().polls  # what waits in vain is found out soon
     (path,) = folder.iterdir()
     kept = json.loads(path.read_text(encoding="utf-8"))
     assert kept["why"] == "" and kept["identity"]["variant"] == "made up" and kept["identity"]["skip"] is skip

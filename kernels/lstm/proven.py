@@ -16,6 +16,7 @@ import math
 import os
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 from itertools import accumulate, chain
 from pathlib import Path
@@ -35,6 +36,7 @@ from flashelmo.kernels.lstm.weights import LstmWeights, interleave
 ROWS = (1, 5, 16, 17, 32, 40, 64, 100, 128, 129, 256, 300, 520, 1100)  # of depths that are compared, if it serves them
 TIMES = 3  # each: programs that do not wait for each other as they should may be right by chance
 TIMES_OF_NEW = 20  # where no card has run the variant
+POLLS = 1 << 20  # of a wait in `persistent`, half a second by estimate: one that fails would never end
 TIMED = 8, 32  # rows of depths that are timed, if both serve them
 N_TIMED = 24  # depths, about a sentence's
 ASLEEP = 10_000_000  # cycles of a card, in which the host queues these: five milliseconds
@@ -154,7 +156,7 @@ def difference(variant: Variant, run: LayerRun) -> float:
         tensors.poison()
         if words is not None:
             words.gates.fill_(torch.nan)
-        again = LayerRun(weights, tensors, nodes, run.options, words)
+        again = LayerRun(weights, tensors, nodes, replace(run.options, polls=POLLS), words)
         for depths in map(range, ends, ends[1:]):
             run_in_order(variant.launches(again, depths))
         yield error(tensors.hidden, expected)
