@@ -15,7 +15,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import accumulate, chain
@@ -147,30 +147,31 @@ def difference(variant: Variant, run: LayerRun) -> float:
         a, b = (torch.cat([each[d, i:j].float() for d, (i, j) in enumerate(ends)]) for each in (found, expected))
         return float((a - b).norm() / b.norm().clamp(min=torch.finfo(torch.float32).tiny))
 
-    expected, workspace = _expected(weights, nodes, x), Workspace.of(weights.shape, weights.device)
-    if weights.device.type == "cuda":
-        torch.cuda.current_stream(weights.device).synchronize()  # raises what earlier work has done wrong
+    def wait() -> None:
+        if weights.device.type == "cuda":
+            torch.cuda.current_stream(weights.device).synchronize()
 
-    def errors() -> Iterator[float]:
+    expected, workspace = _expected(weights, nodes, x), Workspace.of(weights.shape, weights.device)
+    wait()  # raises what earlier work has done wrong
+    largest = 0.0
+    for _ in range(TIMES if variant.rival is None else TIMES_OF_NEW):
         tensors = new_tensors(weights, nodes, x, skip=has_skip, workspace=workspace)
         tensors.poison()
         if words is not None:
             words.gates.fill_(torch.nan)
         again = LayerRun(weights, tensors, nodes, replace(run.options, polls=POLLS), words)
-        for depths in map(range, ends, ends[1:]):
-            run_in_order(variant.launches(again, depths))
-        yield error(tensors.hidden, expected)
-        if has_skip:
-            yield error(tensors.outputs, expected + x)
-
-    largest = 0.0
-    for _ in range(TIMES if variant.rival is None else TIMES_OF_NEW):
         try:
-            largest = max(largest, *errors(), key=lambda each: (math.isnan(each), each))
+            for depths in map(range, ends, ends[1:]):
+                run_in_order(variant.launches(again, depths))
+            wait()
         except Exception as problem:
             if isinstance(problem, OSError) or is_out_of_memory(problem):
                 raise
             raise VariantError from problem
+        errors = [error(tensors.hidden, expected)]
+        if has_skip:
+            errors.append(error(tensors.outputs, expected + x))
+        largest = max(largest, *errors, key=lambda each: (math.isnan(each), each))
         if math.isnan(largest):  # what waits in vain may take long
             break
     return largest
