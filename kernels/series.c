@@ -40,14 +40,18 @@ static int find_driver(void) {
         {"cuCtxSetCurrent", &set_context}, {"cuDeviceGet", &find_device},
         {"cuDevicePrimaryCtxRetain", &retain_context},
     };
-    void *driver = dlopen("libcuda.so.1", RTLD_LAZY);
+    static void *driver; /* once all functions are found */
+    if (driver) return 1;
+    void *opened = dlopen("libcuda.so.1", RTLD_LAZY);
     for (size_t k = 0; k < sizeof functions / sizeof *functions; k++) {
-        void **function = functions[k].found;
-        if (!*function && !(*function = driver ? dlsym(driver, functions[k].name) : NULL)) {
+        void *function = opened ? dlsym(opened, functions[k].name) : NULL;
+        if (!function) {
             PyErr_Format(PyExc_RuntimeError, "libcuda.so.1: expected %s, found no such function", functions[k].name);
             return 0;
         }
+        memcpy(functions[k].found, &function, sizeof function);
     }
+    driver = opened;
     return 1;
 }
 
