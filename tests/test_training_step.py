@@ -205,6 +205,17 @@ def test_a_graph_gives_its_memory_to_a_batch_that_does_not_fit(
     assert len(graphs) == 1 and step._captured._graph not in (None, *graphs)  # type: ignore[union-attr]
     assert card.replays == 12 - WARM_UP_STEPS - 3
 
+    def measure() -> str:
+        if step._captured._graph is not None or lacks_more:  # type: ignore[union-attr]
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return "measured"
+
+    lacks_more = False
+    assert step.with_room(measure) == "measured"
+    lacks_more = True
+    with pytest.raises(torch.OutOfMemoryError):
+        step.with_room(measure)
+
 
 def test_what_cannot_be_captured_is_launched(
     tmp_path: Path, played: Callable[..., Card], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -9,7 +9,9 @@ computed without the graph.
 from __future__ import annotations
 
 import logging
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -28,6 +30,8 @@ try:
     from torch import Tensor
 except ImportError as error:
     raise MissingExtraError("torch", "torch", "training") from error
+
+Result = TypeVar("Result")
 
 WARM_UP_STEPS = 3  # before a capture, on their own stream
 SLOTS = 4  # batches that the host may be ahead of the card
@@ -94,13 +98,7 @@ class TrainingStep:
             self._captured.run(distinct, words, targets)
             return
         given = [torch.from_numpy(array).to(self.device) for array in (distinct, words, targets)]
-        try:
-            self.compute(*given)
-            return
-        except torch.OutOfMemoryError:
-            if self._updates or self._captured is None or not self._captured.make_room():
-                raise
-        self.compute(*given)  # here the error no longer holds on to tensors
+        self.with_room(partial(self.compute, *given), lambda: not self._updates)
 
     def compute(self, distinct: Tensor, words: Tensor, targets: Tensor) -> None:
         """Do the step on the device: words [2, T, B] index distinct [U]; targets [2, T, B] are rows of the softmax."""
@@ -131,6 +129,15 @@ class TrainingStep:
         if self._characters is None:
             return self._spelling.pieces(distinct.numpy())
         return [self._characters.index_select(0, distinct).int()]
+
+    def with_room(self, run: Callable[[], Result], may: Callable[[], bool] = lambda: True) -> Result:
+        """Return the result of `run`; if it finds no memory, once more without the captured graph's, where it `may`."""
+        try:
+            return run()
+        except torch.OutOfMemoryError:
+            if not may() or self._captured is None or not self._captured.make_room():
+                raise
+        return run()  # here the error no longer holds on to tensors
 
     def follow_rate(self) -> None:
         """Make the optimizer read this object's learning rate again, after it has loaded a state with another."""
@@ -186,10 +193,7 @@ class _Captured:
         self._taken += 1
 
     def make_room(self) -> bool:
-        """Let go of the graph's memory, as large as that of a step without it; whether there was any.
-
-        The next step that fits is captured anew.
-        """
+        """Let go of the graph, which holds a step's memory; whether there was one. The next step is captured anew."""
         if self._graph is None:
             return False
         torch.cuda.synchronize()
