@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,16 @@ def test_a_key_is_demanded_where_there_are_vectors(strict: Server) -> None:
         client.embed_sentence("a")
     with Client(strict.url, api_key=KEY) as client:
         assert client.encode("a").shape == (8,)
+
+
+def test_pages_of_other_sites_ask_for_nothing(strict: Server) -> None:
+    """A browser sends a form, or text that is JSON, to any site, and tells where it comes from."""
+    tensor = {"name": "text", "shape": [1], "datatype": "BYTES", "data": ["a"]}
+    for path, body in (("/embed", {"inputs": "a"}), ("/v2/models/tiny/infer", {"inputs": [tensor]})):
+        for place, status in (("cross-site", 403), ("same-origin", 200), ("none", 200)):
+            headers = {"Sec-Fetch-Site": place, "Content-Type": "application/json"}
+            assert strict.http.post(path, content=json.dumps(body), headers=headers).status_code == status
+    assert strict.http.get("/", headers={"Sec-Fetch-Site": "cross-site"}).status_code == 200
 
 
 def test_head_is_answered_where_get_is(strict: Server) -> None:
@@ -347,6 +357,65 @@ def test_who_reads_no_answer_holds_nothing_for_long(model: Path) -> None:
             while "flashelmo_requests_in_flight 0.0" not in service.metrics.text().decode():
                 await asyncio.sleep(0.05)
             client.close()
+
+    asyncio.run(asyncio.wait_for(scene(), 30))
+
+
+def test_an_answer_is_held_until_its_client_reads_it(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no longer than READ_SECONDS: what lies in the server's own buffers is not answered."""
+    monkeypatch.setattr(server_module, "READ_SECONDS", 0.2)
+
+    async def scene() -> None:
+        service, worker = fake_service(model)
+        async with in_process(service) as url:
+            body = json.dumps({"inputs": ["a " * 2000] * 80}).encode()  # 15 MiB of vectors
+            head = f"POST /tokens HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nAccept: {SAFETENSORS}\r\n"
+            request = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+            for reads in (True, False):
+                reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]), limit=4096)
+                writer.write(request)
+                while not service._batcher._sent:
+                    await asyncio.sleep(0.01)
+                while worker.held:
+                    worker.finish()
+                    await settle()
+                await asyncio.sleep(0.1 if reads else 0.5)
+                assert f"flashelmo_requests_in_flight {float(reads)}" in service.metrics.text().decode()
+                n_bytes = 0
+                with suppress(ConnectionResetError), closing(writer):
+                    while n_bytes < 15 << 20 and (piece := await reader.read(1 << 20)):
+                        n_bytes += len(piece)
+                assert (n_bytes >= 15 << 20) == reads
+                with suppress(ConnectionResetError):
+                    await writer.wait_closed()
+
+    asyncio.run(asyncio.wait_for(scene(), 30))
+
+
+@pytest.mark.parametrize(
+    ("first", "piece"),
+    [
+        (b"GET /health HTTP/1.1\r\nX: ", b"a" * 30_000),
+        (b"GET /health HTTP/1.1\r\n", b"X: a\r\n" * 5_000),
+        (b"POST /embed HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n", b"X: a\r\n" * 5_000),
+        (b"POST /embed HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1;", b"a" * 30_000),
+    ],
+)
+def test_a_head_without_an_end_is_refused(first: bytes, piece: bytes, model: Path) -> None:
+    """Nor may headers come without an end behind a body."""
+
+    async def scene() -> None:
+        service, _ = fake_service(model)
+        async with in_process(service) as url:
+            reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+            writer.write(first)
+            for _ in range(4):
+                writer.write(piece)
+                await asyncio.sleep(0.02)
+            answer = await asyncio.wait_for(reader.read(), 5)
+            assert answer.startswith(b"HTTP/1.1 400 ") and b"head: expected 65536 bytes at most" in answer
+            writer.close()
+            await writer.wait_closed()
 
     asyncio.run(asyncio.wait_for(scene(), 30))
 

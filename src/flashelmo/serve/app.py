@@ -31,7 +31,7 @@ ERROR = {"description": "Refused: the field, what was expected, what was found."
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 VECTORS: dict[int | str, dict[str, Any]] = {
     200: {"description": "Vectors.", "content": {JSON: {}, SAFETENSORS: BINARY, NUMPY: BINARY, ARROW: BINARY}},
-    **{status: ERROR for status in (400, 401, 406, 408, 413, 422, 424, 429, 503)},
+    **{status: ERROR for status in (400, 401, 403, 406, 408, 413, 422, 424, 429, 503)},
 }
 
 

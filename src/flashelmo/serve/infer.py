@@ -40,7 +40,7 @@ from flashelmo.serve.tensors import (
 LENGTH_DIGITS = 18  # more than a body has; Python refuses to read numbers of thousands
 INPUTS = {"text": (1, 2), "tokens": (2, 2)}  # name: fewest and most dimensions
 ERROR = {"description": "Refused.", "content": {JSON: {"example": {"error": "inputs[0].shape: expected, found"}}}}
-ERRORS: dict[int | str, dict[str, Any]] = {status: ERROR for status in (400, 401, 404, 408, 413, 424, 429, 503)}
+ERRORS: dict[int | str, dict[str, Any]] = {status: ERROR for status in (400, 401, 403, 404, 408, 413, 424, 429, 503)}
 
 
 def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:

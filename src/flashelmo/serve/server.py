@@ -18,18 +18,47 @@ from flashelmo.serve.app import make_app
 from flashelmo.serve.service import Service, ServiceSettings
 
 HEAD_SECONDS = 10.0  # that a client has for a request's head
+READ_SECONDS = 60.0  # that it has to read a piece of an answer
+HEAD_BYTES = 1 << 16  # of a head, or of what follows a body in chunks
 BACKLOG = 2048
 
 
 class PatientProtocol(HttpToolsProtocol):
-    """uvicorn's, which closes connections whose requests do not come: it waits for a request's head for ever."""
+    """uvicorn's, which ends connections that it would keep for ever: whose requests do not come, or whose heads have no
+    end, or whose answers nobody reads. An answer's next piece is asked for when the one before it was sent.
+    """
 
     _head_timer: TimerHandle | None = None
+    _read_timer: TimerHandle | None = None
+    _head_bytes = 0
 
     def connection_made(self, transport: Any) -> None:
         """A client came."""
         super().connection_made(transport)
+        transport.set_write_buffer_limits(0)
         self._expect_head()
+
+    def data_received(self, data: bytes) -> None:
+        """It sent something."""
+        self._head_bytes += len(data)
+        super().data_received(data)
+        if self._head_bytes > HEAD_BYTES and not self.transport.is_closing():
+            self.send_400_response(f"head: expected {HEAD_BYTES} bytes at most")
+
+    def on_body(self, body: bytes) -> None:
+        """A part of a body."""
+        self._head_bytes = 0
+        super().on_body(body)
+
+    def pause_writing(self) -> None:
+        """The client does not read as fast as it is answered."""
+        super().pause_writing()
+        self._read_timer = self.loop.call_later(READ_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """It has read all that was sent."""
+        super().resume_writing()
+        self._forget_read()
 
     def on_message_begin(self) -> None:
         """A request begins."""
@@ -44,6 +73,7 @@ class PatientProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The client went."""
         self._forget_head()
+        self._forget_read()
         super().connection_lost(exc)
 
     def _expect_head(self) -> None:
@@ -51,9 +81,15 @@ class PatientProtocol(HttpToolsProtocol):
         self._head_timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
 
     def _forget_head(self) -> None:
+        self._head_bytes = 0
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+
+    def _forget_read(self) -> None:
+        if self._read_timer is not None:
+            self._read_timer.cancel()
+            self._read_timer = None
 
 
 def open_port(host: str, port: int) -> socket.socket:
