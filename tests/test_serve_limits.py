@@ -563,6 +563,7 @@ def test_a_client_tries_again_what_may_pass(monkeypatch: pytest.MonkeyPatch) -> 
     ("options", "text"),
     [
         (["--host", "192.0.2.1"], "--host, --port: expected an address that is free, found 192.0.2.1:8080: "),
+        (["--host", ""], "--host: expected an address, found none"),
         (["--precision", "fp7"], "Invalid value for '--precision': "),
         (["--tokenizer", "words"], "tokenizer: expected whitespace"),
         (["--api-key-file", "nothing"], "nothing: No such file"),
@@ -620,6 +621,38 @@ def test_a_port_that_is_taken(model: Path, capfd: pytest.CaptureFixture[str]) ->
         listener.listen()
         assert main(["serve", str(model), "--port", str(listener.getsockname()[1])]) == 1
     assert "Address already in use" in capfd.readouterr().err
+
+
+def test_connections_that_cannot_be_accepted_are_told_of_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene() -> None:
+        loop, told = asyncio.get_running_loop(), list[str]()
+        loop.set_exception_handler(server_module.AcceptErrors())
+        monkeypatch.setattr(loop, "default_exception_handler", lambda context: told.append(context["message"]))
+        with socket.socket() as listener:
+            for _ in range(2048):  # asyncio's own loop
+                error = OSError(errno.EMFILE, "Too many open files")
+                loop.call_exception_handler({"message": "accept", "exception": error, "socket": listener})
+        for other in (OSError(errno.EMFILE, "a file"), ValueError("a value")):
+            loop.call_exception_handler({"message": str(other), "exception": other})
+        assert told == ["[Errno 24] a file", "a value"]
+
+    asyncio.run(scene())
+    assert caplog.messages == ["connections: no more can be accepted for now: Too many open files"]
+
+
+def test_as_many_files_may_be_open_as_connections_need() -> None:
+    """As far as the hard limit, which stays."""
+    resource = pytest.importorskip("resource", reason="not on Unix")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+        for n, expected in ((50, 64), (100, 100), *([(hard + 1, hard)] if hard > 0 else [])):
+            server_module.allow_files(n)
+            assert resource.getrlimit(resource.RLIMIT_NOFILE) == (expected, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_name_may_have_a_slash_in_it(model: Path) -> None:
