@@ -49,9 +49,7 @@ class Elmo(InputModule):  # type: ignore[misc, unused-ignore]
     ) -> None:
         super().__init__()
         self.layers, self.mix, self.tokenizer_name = layers, mix, tokenizer_name
-        self._texts = TextEmbedder(
-            model, layers=layers, mix=mix, pool=None, tokenizer=tokenizer_name, **(options or {})
-        )
+        self._texts = TextEmbedder.of(model, options, layers=layers, mix=mix, pool=None, tokenizer=tokenizer_name)
         # Follows the model from device to device.
         self.register_buffer("_place", torch.empty(0, device="cpu"), persistent=False)
 

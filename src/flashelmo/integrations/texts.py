@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from flashelmo.engine.arguments import expect_no_state
+from flashelmo.engine.arguments import expect_no_state, shown
 from flashelmo.engine.arrays import Array
 from flashelmo.engine.bulk.tokenizers import lines_of, tokenize, tokenizer_of
 from flashelmo.engine.embedder import ElmoEmbedder
@@ -50,6 +50,21 @@ class TextEmbedder:
         self.tokenizer = tokenizer
         self.options = options
         expect_no_state(bool(self._setting("stateful")), "a text's vectors depend on that text alone")
+
+    @classmethod
+    def of(cls, model: str | Path | ElmoEmbedder, options: Mapping[str, Any] | None, **arguments: Any) -> TextEmbedder:
+        """One whose options are an argument of its own, as tools have it that save configurations.
+
+        Raises:
+            FlashElmoError: they are no options, or have other arguments among them.
+        """
+        options = {} if options is None else options
+        if not isinstance(options, Mapping):
+            raise FlashElmoError(f"options: expected those of ElmoEmbedder.load by name, found {shown(options)}")
+        for name in ("model", *arguments):
+            if name in options:
+                raise FlashElmoError(f"options: expected those of ElmoEmbedder.load, found {name}, which is not one")
+        return cls(model, **arguments, **options)
 
     @property
     def embedder(self) -> ElmoEmbedder:
