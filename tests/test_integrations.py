@@ -100,6 +100,9 @@ def test_batches(model: Path, means: Array) -> None:
     np.testing.assert_array_equal(found["embedding"], means[:2])
     with pytest.raises(FlashElmoError, match=r"^column: expected 'body', found id, text$"):
         EmbedBatch(model, "body")(batch)
+    rows: Any = [batch]
+    with pytest.raises(FlashElmoError, match=r"^batch: expected columns by name, .* found list$"):
+        EmbedBatch(model)(rows)
 
 
 @pytest.mark.parametrize("name", ["sklearn", "sentence_transformers", "spacy", "flair", "langchain"])
@@ -168,6 +171,12 @@ def test_sentence_transformers(model: Path, means: Array, tmp_path: Path) -> Non
     whole.save(str(tmp_path / "saved"))
     again = SentenceTransformer(str(tmp_path / "saved"), device="cpu", trust_remote_code=True)
     np.testing.assert_allclose(again.encode(TEXTS), means, atol=1e-6)
+    bounded = SentenceTransformer(modules=[Elmo(model, options={"keep_sentence_boundaries": True})], device="cpu")
+    bounded.save(str(tmp_path / "bounded"))
+    again = SentenceTransformer(str(tmp_path / "bounded"), device="cpu", trust_remote_code=True)
+    assert again({"texts": ["cat"]})["token_embeddings"].shape == (1, 3, 8)
+    with pytest.raises(FlashElmoError, match="sentence 0: expected text or a list of tokens, found 7"):
+        whole.encode([7])
     similar = whole.similarity(whole.encode(["the cat"]), whole.encode(["the cat", "sat"]))[0]
     assert similar[0] > 0.999 > similar[1]
 

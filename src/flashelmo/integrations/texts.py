@@ -49,7 +49,7 @@ class TextEmbedder:
         self.output = Output(layers, pool=pool, mix=mix)
         self.tokenizer = tokenizer
         self.options = options
-        expect_no_state(bool(self._setting("stateful")), "a text's vectors depend on that text alone")
+        expect_no_state(bool(self.setting("stateful")), "a text's vectors depend on that text alone")
 
     @classmethod
     def of(cls, model: str | Path | ElmoEmbedder, options: Mapping[str, Any] | None, **arguments: Any) -> TextEmbedder:
@@ -76,12 +76,12 @@ class TextEmbedder:
 
     def check_rows(self) -> None:
         """Raise FlashElmoError unless a text has exactly one row per token."""
-        if self._setting("keep_sentence_boundaries"):
+        if self.setting("keep_sentence_boundaries"):
             raise FlashElmoError(
                 "keep_sentence_boundaries: expected one vector a token, found True, which gives two more"
             )
 
-    def _setting(self, name: str) -> Any:
+    def setting(self, name: str) -> Any:
         """A setting of the embedder, which is not loaded for it."""
         return getattr(self.model.settings, name) if isinstance(self.model, ElmoEmbedder) else self.options.get(name)
 
