@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -90,7 +91,8 @@ def _add_own(app: FastAPI, service: Service, load: Load) -> None:
         )
         more_bytes = None if pool else partial(bytes_of_tokens, media_type)
         answer = await embed_inputs(request, service, load, "inputs", body.inputs, wanted, more_bytes)
-        return vectors_response(media_type, answer, service.config.output_size, with_tokens)
+        write = partial(vectors_response, media_type, answer, service.config.output_size, with_tokens)
+        return await asyncio.to_thread(write) if media_type in (NUMPY, ARROW) else write()
 
     @app.post("/embed", responses=VECTORS)
     async def embed(body: EmbedSentences, request: Request) -> Response:

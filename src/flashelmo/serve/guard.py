@@ -169,6 +169,7 @@ class _Exchange:
             for start in range(0, len(body), PIECE_BYTES):
                 piece = bytes(body[start : start + PIECE_BYTES])
                 await self._send({"type": message["type"], "body": piece, "more_body": True})
+                await asyncio.sleep(0)
             message = {**message, "body": b""}
         await self._send(message)
 

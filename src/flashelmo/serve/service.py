@@ -190,7 +190,7 @@ class Service:
         """
         vectors = await self._batcher.embed(sentences, wanted.output)
         if wanted.normalize:
-            vectors = [normalize(each) for each in vectors]
+            vectors = await asyncio.to_thread(lambda: [normalize(each) for each in vectors])
         return Answer(sentences, vectors, wanted.output)
 
     def _tokens(self, text: str) -> Sentence:
