@@ -252,6 +252,20 @@ def test_an_overflow_is_the_error_of_its_request_alone(play: Callable[..., None]
     play(scene)
 
 
+def test_an_overflow_names_the_requests_sentence(play: Callable[..., None]) -> None:
+    async def scene(service: Service, worker: FakeWorker, ask: Any) -> None:
+        task = ask(3, 3, 3, 3)
+        await settle()
+        worker.finish()
+        await settle()
+        assert lengths(worker) == [3, 3]
+        worker.finish("sentence 1 ('a a a'): an overflow")
+        with pytest.raises(Refused, match=r"^424: sentence 3 \('a a a'\): an overflow$"):
+            await task
+
+    play(scene, max_batch_tokens=6)
+
+
 def test_a_card_has_its_next_window_at_hand(play: Callable[..., None]) -> None:
     async def scene(service: Service, worker: FakeWorker, ask: Any) -> None:
         worker.limit = 2

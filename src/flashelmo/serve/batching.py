@@ -11,6 +11,7 @@ client by itself never waits for others, and clients who ask anew as soon as the
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -161,7 +162,9 @@ class Batcher:
         if len(batch.parts) > 1:
             self._again.extend(Batch([part]) for part in batch.parts)
         else:
-            _refuse(batch, Refused(424, str(error)))
+            first = batch.parts[0].start  # of the request's sentences in this window, which counts from 0
+            text = re.sub(r"^sentence (\d+)", lambda found: f"sentence {first + int(found[1])}", str(error))
+            _refuse(batch, Refused(424, text))
 
     def _pump(self) -> None:
         """Send windows to workers that have room."""
