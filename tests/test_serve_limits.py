@@ -556,6 +556,14 @@ def test_a_client_tries_again_what_may_pass(monkeypatch: pytest.MonkeyPatch) -> 
         Client("http://x", retries=0, transport=httpx.MockTransport(answer)).info  # noqa: B018
     with pytest.raises(FlashElmoError, match="url: expected one that begins with http:// or https://, found 'x'"):
         Client("x")
+    with pytest.raises(FlashElmoError, match=r"^url: expected one such as .*, found 'http://\[::1': "):
+        Client("http://[::1")
+    for timeout in ("7", 0, -1.0, float("nan"), True):
+        with pytest.raises(FlashElmoError, match=r"^timeout: expected seconds above 0, found "):
+            Client("http://x", timeout=timeout)  # type: ignore[arg-type]
+    for token in (7, float("nan"), object()):
+        with pytest.raises(FlashElmoError, match=r"^sentence: expected tokens as text, found "):
+            Client("http://x").embed_sentences([["a", token]], 1).__next__()  # type: ignore[list-item]
     assert {408, 429, 502, 503, 504} == client_module.RETRIED
 
 
