@@ -67,7 +67,8 @@ def test_too_much(path: str, body: Any, status: int, text: str, strict: Server) 
 
 
 def test_a_key_is_demanded_where_there_are_vectors(strict: Server) -> None:
-    for key in ("", "Bearer other", f"Basic {KEY}"):
+    assert strict.http.get("/info", headers={"Authorization": f"bearer  {KEY}"}).status_code == 200
+    for key in ("", "Bearer other", f"Basic {KEY}", KEY, "Bearer"):
         for path in ("/embed", "/", "/v1/embeddings", "/info", "/nothing"):
             method = "GET" if path == "/info" else "POST"
             answer = strict.http.request(method, path, json={"inputs": "a"}, headers={"Authorization": key})

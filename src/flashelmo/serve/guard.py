@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 from fastapi import Request
 from starlette.datastructures import Headers
 
+from flashelmo.engine.arguments import shown
 from flashelmo.serve.errors import Refused, error_response
 from flashelmo.serve.limits import Limits
 from flashelmo.serve.metrics import Metrics
@@ -103,7 +104,8 @@ class Guard:
             await asyncio.wait_for(self._app(scope, exchange.receive, exchange.send), self._limits.seconds)
         except (TimeoutError, asyncio.TimeoutError):
             if exchange.status:
-                logger.warning("%s: the client did not read its answer in %d s", scope["path"], self._limits.seconds)
+                path = shown(scope["path"])
+                logger.warning("%s: the client did not read its answer in %d s", path, self._limits.seconds)
                 return  # the server closes the connection
             text = f"no answer within {self._limits.seconds} s"
             refused = Refused(503, f"time: {text}", retry=True)
@@ -115,8 +117,8 @@ class Guard:
         """What a request's head says."""
         headers = Headers(scope=scope)
         if self._key and not (scope["path"] in OPEN_PATHS and scope["method"] in ("GET", "HEAD")):
-            given = headers.get("authorization", "").removeprefix("Bearer ").encode()
-            if not hmac.compare_digest(given, self._key):
+            kind, _, given = headers.get("authorization", "").partition(" ")
+            if kind.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self._key):
                 raise Refused(401, "Authorization: expected Bearer and the service's key")
         if scope["method"] == "POST" and headers.get("sec-fetch-site") == "cross-site":
             raise Refused(403, "Sec-Fetch-Site: expected no page of another site, found cross-site")
