@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import json
+import pickle
 import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -381,6 +382,8 @@ def test_the_client_has_the_embedders_methods(server: Server, embedder: ElmoEmbe
         assert bits(client.encode(TEXTS, output_value="token_embeddings", normalize_embeddings=True)) == bits(
             embedder.encode(TEXTS, output_value="token_embeddings", normalize_embeddings=True)
         )
+        with pickle.loads(pickle.dumps(client)) as copy:
+            assert bits([copy.encode("cat")]) == bits([embedder.encode("cat")])
         assert client.encode([]).shape == (0, 8) and list(client.embed([])) == []
         assert client.embed_sentence([]).shape == (3, 0, 8)
         assert client.info["model_id"] == "tiny"

@@ -78,7 +78,13 @@ class Client:
                 f"url: expected one such as http://127.0.0.1:8080, found {shown(url)}: {error}"
             ) from None
         self._attempts = whole_number("retries", retries, 0) + 1
+        arguments: dict[str, Any] = {"timeout": timeout, "retries": retries, "transport": transport}
+        self._again = partial(type(self), self._url, api_key=api_key, **arguments)
         self._info: dict[str, Any] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy, also in another process, has the same arguments, the key among them, and connections of its own."""
+        return self._again, ()
 
     def __enter__(self) -> Client:
         return self
