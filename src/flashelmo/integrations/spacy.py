@@ -10,7 +10,6 @@ import numpy as np
 
 from flashelmo.engine.arrays import Array
 from flashelmo.engine.errors import MissingExtraError
-from flashelmo.engine.output import Layers, Mix
 from flashelmo.integrations.texts import TextEmbedder
 
 try:
@@ -84,9 +83,7 @@ def make_component(
         layers, mix: see `ElmoEmbedder.embed`; several layers are joined end to end.
         options: of `ElmoEmbedder.load`.
     """
-    chosen: Layers = layers
-    coefficients: Mix | None = mix
-    return ElmoComponent(TextEmbedder.of(model, options, layers=chosen, mix=coefficients, pool=None))
+    return ElmoComponent(TextEmbedder.of(model, options, layers=layers, mix=mix, pool=None))
 
 
 def _sentences(doc: Doc) -> list[Any]:

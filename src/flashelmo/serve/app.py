@@ -20,7 +20,7 @@ from flashelmo import __version__
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Output
 from flashelmo.serve.endpoint import embed_inputs
-from flashelmo.serve.errors import on_bad_input, on_bad_request, on_failure, on_http_error
+from flashelmo.serve.errors import STATUSES, on_bad_input, on_bad_request, on_failure, on_http_error
 from flashelmo.serve.formats import ARROW, JSON, NUMPY, SAFETENSORS, accepted, bytes_of_tokens, vectors_response
 from flashelmo.serve.guard import Guard, Load
 from flashelmo.serve.infer import add_infer
@@ -32,7 +32,7 @@ ERROR = {"description": "Refused: the field, what was expected, what was found."
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 VECTORS: dict[int | str, dict[str, Any]] = {
     200: {"description": "Vectors.", "content": {JSON: {}, SAFETENSORS: BINARY, NUMPY: BINARY, ARROW: BINARY}},
-    **{status: ERROR for status in (400, 401, 403, 406, 408, 413, 422, 424, 429, 503)},
+    **{status: ERROR for status in (*STATUSES, 406, 422)},
 }
 
 

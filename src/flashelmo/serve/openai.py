@@ -14,7 +14,7 @@ from flashelmo.engine.arguments import shown
 from flashelmo.engine.arrays import Array
 from flashelmo.engine.output import Output
 from flashelmo.serve.endpoint import embed_inputs
-from flashelmo.serve.errors import Refused
+from flashelmo.serve.errors import STATUSES, Refused
 from flashelmo.serve.formats import JSON, response_of, to_json
 from flashelmo.serve.guard import Load
 from flashelmo.serve.schemas import OpenAIEmbed
@@ -25,7 +25,7 @@ ERROR = {
     "description": "Refused.",
     "content": {JSON: {"example": {"error": {"message": "input[0]: expected ..., found ...", "param": "input[0]"}}}},
 }
-ERRORS: dict[int | str, dict[str, Any]] = {status: ERROR for status in (400, 401, 403, 408, 413, 424, 429, 503)}
+ERRORS: dict[int | str, dict[str, Any]] = dict.fromkeys(STATUSES, ERROR)
 
 
 def add_openai(app: FastAPI, service: Service, load: Load) -> None:
