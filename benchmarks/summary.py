@@ -52,7 +52,7 @@ def summary(folder: Path) -> Iterator[str]:
             what,
             f"{figure(row.median)} {row.unit}",
             f"{figure(peer.median)} {peer.unit}, {computes}",
-            f"{row.ratios[peer.name if peer.name in row.ratios else peer.label]:.1f}",  # in the same rounds
+            f"{_times_as_fast(row, peer):.1f}",
             percent(row.utilisation),
         ]
         for what, row, peer, computes in pairs
@@ -81,6 +81,11 @@ def baseline(results: Results) -> str:
     size = results.settings.get("eager_batch")  # before it got the best of several
     bulk = f"in batches of {size} as they come" if size else "sorted by length in the best of several batch sizes"
     return f"bulk text {bulk}, all others in one batch"
+
+
+def _times_as_fast(row: Row, peer: Row) -> float | None:
+    """By the same rounds' ratios; None where the two were not compared."""
+    return row.ratios.get(peer.name, row.ratios.get(peer.label))
 
 
 def _row(path: Path, results: Results, section: str, name: str, detail: str = "") -> Row:
@@ -114,6 +119,20 @@ def _fastest(rows: Iterable[Row]) -> Row | None:
 # ------------------------------------------------------------------------------------------------- docs/figures.md
 
 
+def heading(path: Path, folder: Path) -> str:
+    """What stands above the tables of a file of results: its name, which `_link` leads to."""
+    return f"### {_name(path, folder)}"
+
+
+def _name(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).with_suffix("").as_posix()
+
+
+def _link(path: Path, folder: Path) -> str:
+    name = _name(path, folder)
+    return f"[{name}](#{name.replace('/', '')})"
+
+
 def speeds(folder: Path) -> Iterator[str]:
     """A table for each question: bulk text and one sentence on every processor, and work of all sizes on each card."""
     processors = [
@@ -121,7 +140,7 @@ def speeds(folder: Path) -> Iterator[str]:
         for pattern, note in ((PROCESSOR, ""), (OLDER, ", older code"))
         for path in newest_first(folder.glob(pattern))
     ]
-    headings = ["", "fp32", "bf16", "int8", "PyTorch, fp32", "measured"]
+    headings = ["", "fp32", "bf16", "int8", "PyTorch, fp32", "rounds within", "measured"]
     for title, section, peer, details in (
         ("Bulk text, tokens/s", "bulk", SORTED, [""]),
         ("One sentence of 20 words, ms: with words that are new / known", "single", "", [COLD, WARM]),
@@ -129,11 +148,14 @@ def speeds(folder: Path) -> Iterator[str]:
         lines = []
         for path, results, note in processors:
             found = {(row.name, row.detail): row for row in results.section(section, MODEL) if row.median}
+            rival = found.get(("reference", peer))
+            cells = [[found.get((name, detail)) for detail in details] for name in ("fp32", "bf16", "int8")]
             lines.append(
                 [
-                    f"{results.machine['processor']}, {results.machine['cores']} cores (`{path.stem}`)",
-                    *(_cell(found.get((name, detail)) for detail in details) for name in ("fp32", "bf16", "int8")),
-                    _cell([found.get(("reference", peer))]),
+                    f"{results.machine['processor']}, {results.machine['cores']} cores: {_link(path, folder)}",
+                    *(_cell(cell, [rival]) for cell in cells),
+                    _cell([rival]),
+                    _spread([rival, *(row for cell in cells for row in cell)]),
                     results.date[:10] + note,
                 ]
             )
@@ -142,7 +164,7 @@ def speeds(folder: Path) -> Iterator[str]:
         results = Results.read(path)
         yield _on_card(results)
         yield (
-            f"`{path.stem}`, {results.date[:10]}; all vectors stay on the card; PyTorch gets {baseline(results)}. "
+            f"{_link(path, folder)}, {results.date[:10]}; all vectors stay on the card; PyTorch gets {baseline(results)}. "
             "cuDNN's LSTM has neither characters nor clips to compute."
         )
 
@@ -157,14 +179,29 @@ def _on_card(results: Results) -> str:
         for detail in details if section == "bulk" else details[-1:]:
             found = [row for row in rows if row.detail == detail]
             best = [_fastest(row for row in found if row.name == name) for name in ours]
-            best += [
+            peers = [
                 _fastest(row for row in found if row.name.startswith(name))
                 for name in (f"{EAGER} fp32", f"{EAGER} bf16", "cuDNN LSTM")
             ]
-            lines.append([detail + what, *(_cell([row]) for row in best)])
+            in_bf16 = peers[:2] if peers[1] else []  # as exact, or more: where PyTorch had float32 alone, nothing is said
+            rivals = [in_bf16, in_bf16, peers[:1]]
+            cells = [_cell([row], those) for row, those in zip(best, rivals, strict=True)]
+            lines.append([detail + what, *cells, *(_cell([row]) for row in peers), _spread([*best, *peers])])
     headings = ["", "bf16", "int8", "fp32", "PyTorch, fp32", "PyTorch, bf16", "cuDNN's LSTM alone, in 16 bits"]
-    return markdown(f"On {results.machine['gpu']['name']}, tokens/s", headings, lines)
+    return markdown(f"On {results.machine['gpu']['name']}, tokens/s", [*headings, "rounds within"], lines)
 
 
-def _cell(rows: Iterable[Row | None]) -> str:
-    return " / ".join(figure(row.median) for row in rows if row)
+def _cell(rows: Iterable[Row | None], rivals: Iterable[Row | None] = ()) -> str:
+    """Figures, and behind each how many times as fast it is as the fastest rival."""
+    rival = _fastest(row for row in rivals if row)
+    found = []
+    for row in filter(None, rows):
+        times = _times_as_fast(row, rival) if rival else None
+        found.append(figure(row.median) + (f" ({times:.1f})" if times else ""))
+    return " / ".join(found)
+
+
+def _spread(rows: Iterable[Row | None]) -> str:
+    """How far any round was from its median at most."""
+    apart = [abs(sample / row.median - 1) for row in rows if row and row.median for sample in row.samples]
+    return percent(max(apart, default=None))
