@@ -58,21 +58,24 @@ def summary(folder: Path) -> Iterator[str]:
         for what, row, peer, computes in pairs
     ]
     yield markdown("", ["", "flashelmo", "PyTorch", "times as fast", "share of the limit"], lines)
+    yield _caption(path, ours, on_cards[0], theirs)
+
+
+def _caption(path: Path, ours: Results, card_path: Path, theirs: Results) -> str:
+    """What the summary is measured on, beside what, and what limits it."""
+    processor, card = f"{ours.machine['processor']}, {ours.machine['cores']} cores", theirs.machine["gpu"]["name"]
     n_sentences = PASSAGE * ours.settings["reference_batches"]
-    processor = f"{ours.machine['processor']}, {ours.machine['cores']} cores"
-    yield "\n".join(
-        [
-            f"- **Measured**: the {MODEL} model's size with random weights, whose values speed does not depend on; on "
-            f"{processor}, {ours.date[:10]} (`benchmarks/results/{path.name}`), and on {theirs.machine['gpu']['name']}, "
-            f"{theirs.date[:10]} (`benchmarks/results/gpu/{on_cards[0].name}`), where all vectors stay on the card. One "
-            "sentence has 20 words, all new.",
-            "- **PyTorch**: the published algorithm in plain PyTorch. On the processor it has "
-            f"{n_sentences} sentences of the text, sorted by length, in batches of {PASSAGE}; on the card the same "
-            f"sentences as flashelmo, {baseline(theirs)}.",
-            "- **Limit**: what the machine allows for the LSTM's products of every token, or for reading its weights for "
-            "one sentence. More than 100% is possible, as what sentences have in common is computed once, and caches hold "
-            "some weights. [docs/figures.md](docs/figures.md) has all tables and says how they are measured.",
-        ]
+    return (
+        f"- **Measured**: the {MODEL} model's size with random weights, whose values speed does not depend on; on "
+        f"{processor}, {ours.date[:10]} (`benchmarks/results/{path.name}`), and on {card}, {theirs.date[:10]} "
+        f"(`benchmarks/results/gpu/{card_path.name}`), where all vectors stay on the card. One sentence has 20 words, "
+        "all new.\n"
+        f"- **PyTorch**: the published algorithm in plain PyTorch. On the processor it has {n_sentences} sentences of "
+        f"the text, sorted by length, in batches of {PASSAGE}; on the card the same sentences as flashelmo, "
+        f"{baseline(theirs)}.\n"
+        "- **Limit**: what the machine allows for the LSTM's products of every token, or for reading its weights for "
+        "one sentence. More than 100% is possible, as what sentences have in common is computed once, and caches hold "
+        "some weights. [docs/figures.md](docs/figures.md) has all tables and says how they are measured."
     )
 
 
@@ -164,8 +167,8 @@ def speeds(folder: Path) -> Iterator[str]:
         results = Results.read(path)
         yield _on_card(results)
         yield (
-            f"{_link(path, folder)}, {results.date[:10]}; all vectors stay on the card; PyTorch gets {baseline(results)}. "
-            "cuDNN's LSTM has neither characters nor clips to compute."
+            f"{_link(path, folder)}, {results.date[:10]}; all vectors stay on the card; PyTorch gets "
+            f"{baseline(results)}. cuDNN's LSTM has neither characters nor clips to compute."
         )
 
 
@@ -183,7 +186,7 @@ def _on_card(results: Results) -> str:
                 _fastest(row for row in found if row.name.startswith(name))
                 for name in (f"{EAGER} fp32", f"{EAGER} bf16", "cuDNN LSTM")
             ]
-            in_bf16 = peers[:2] if peers[1] else []  # as exact, or more: where PyTorch had float32 alone, nothing is said
+            in_bf16 = peers[:2] if peers[1] else []  # nothing is said where PyTorch had float32 alone
             rivals = [in_bf16, in_bf16, peers[:1]]
             cells = [_cell([row], those) for row, those in zip(best, rivals, strict=True)]
             lines.append([detail + what, *cells, *(_cell([row]) for row in peers), _spread([*best, *peers])])
