@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flashelmo.cli.arguments import Folder, Json
-from flashelmo.cli.terminal import progress_of, readable_size, records_skipped, say, warnings_to_stderr
+from flashelmo.cli.terminal import counted, progress_of, readable_size, records_skipped, say, warnings_to_stderr
 from flashelmo.engine.arguments import ADDRESS, is_stream, path_of
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.named.locate import model_path
@@ -117,12 +117,12 @@ def _print_summary(done: Report, target: Path, computed: str) -> None:
     saved = done.steps_saved / all_steps if all_steps else 0.0
     busy = ", ".join(f"{stage} {seconds / max(done.seconds, 1e-9):.0%}" for stage, seconds in done.busy.items())
     say(
-        f"{done.records:,} records, {done.tokens:,} tokens, "
-        f"{done.distinct_words:,} distinct words{records_skipped(done.skipped)}\n"
-        f"{done.steps:,} of {all_steps:,} steps, {saved:.1%} saved by sharing\n"
+        f"{counted(done.records, 'record')}, {counted(done.tokens, 'token')}, "
+        f"{counted(done.distinct_words, 'distinct word')}{records_skipped(done.skipped)}\n"
+        f"{done.steps:,} of {all_steps:,} LSTM steps, {saved:.1%} saved by sharing\n"
         f"{done.seconds:,.1f} s, {done.tokens_per_second:,.0f} tokens/s ({computed})\n"
         f"at work: {busy}; the bottleneck is {done.bottleneck}\n"
-        f"{target}: {done.shards:,} shards written, {readable_size(done.bytes_written)}; {done.kept:,} finished before"
+        f"{target}: {counted(done.shards, 'shard')} written, {readable_size(done.bytes_written)}; {done.kept:,} finished before"
     )
 
 
@@ -140,4 +140,4 @@ def verify(folder: Annotated[Path, typer.Argument(help="Folder of shards.")], as
         print(problem)
     if problems:
         raise typer.Exit(1)
-    print(f"{folder}: whole, {len(open_embeddings(folder)):,} records")
+    print(f"{folder}: whole, {counted(len(open_embeddings(folder)), 'record')}")

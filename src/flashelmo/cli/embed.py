@@ -52,6 +52,7 @@ from flashelmo.cli.bulk import (
     is_folder,
 )
 from flashelmo.cli.terminal import (
+    counted,
     file_status,
     progress_bar,
     progress_of,
@@ -307,9 +308,9 @@ def _print_summary(summary: Summary, target: Path, device: str, precision: str, 
     all_steps = summary.steps + summary.steps_saved
     saved = summary.steps_saved / all_steps if all_steps else 0.0
     say(
-        f"{summary.sentences:,} sentences, {summary.tokens:,} tokens, "
-        f"{summary.distinct_words:,} distinct words (boundaries included){records_skipped(summary.skipped)}\n"
-        f"{summary.steps:,} of {all_steps:,} steps, {saved:.1%} saved by sharing\n"
+        f"{counted(summary.sentences, 'sentence')}, {counted(summary.tokens, 'token')}, "
+        f"{counted(summary.distinct_words, 'distinct word')} (boundaries included){records_skipped(summary.skipped)}\n"
+        f"{summary.steps:,} of {all_steps:,} LSTM steps, {saved:.1%} saved by sharing\n"
         f"{summary.seconds:,.1f} s, {summary.tokens_per_second:,.0f} tokens/s ({device}, {precision})\n"
         f"{target}: {readable_size(n_bytes)}"
     )

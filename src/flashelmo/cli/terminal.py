@@ -155,9 +155,14 @@ def readable_size(n_bytes: int) -> str:
     return decimal(n_bytes)
 
 
+def counted(n: int, what: str) -> str:
+    """A number of things, as "1 shard" or "2 shards"."""
+    return f"{n:,} {what}" + ("" if n == 1 else "s")
+
+
 def records_skipped(n: int) -> str:
     """The end of a summary's line: how many records could not be read, if there were any."""
-    return f", {n:,} records skipped" if n else ""
+    return f", {counted(n, 'record')} skipped" if n else ""
 
 
 @contextmanager
