@@ -141,7 +141,7 @@ def precisions() -> str:
     for name, row in PRECISIONS.items():
         card = "{}.{}".format(*row.capability) if row.cuda else ""
         lines.append([f"`{name}`", row.computes_in, bound(row, "cpu"), bound(row, "cuda"), bound(row, "onnx"), card])
-    headings = ["", "computes in", "bound on the CPU", "bound on a card", "bound of a file", "card of at least"]
+    headings = ["", "computes in", "bound on the CPU", "on a card", "of an ONNX file", "compute capability from"]
     return markdown("", headings, lines, figures=False)
 
 
