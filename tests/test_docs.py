@@ -50,6 +50,7 @@ NOT_RUN = {
     ("docs/gpu.md", "--precision bf16"): "needs a card",
     ("docs/kernels.md", "python -m benchmarks resources"): "compiles for minutes, and the rest needs a card",
     ("docs/gpu.md", '"cuda:1"'): "needs two cards",
+    ("docs/bulk.md", "for card in"): "needs several cards",
     ("docs/bulk.md", "--ray auto"): "needs a cluster; `make test-ray` starts one",
     ("docs/bulk.md", "import ray"): "needs Ray and cards",
     ("docs/coming-from.md", "elmo = ElmoEmbedder(options_file"): "AllenNLP's",
