@@ -204,7 +204,9 @@ def run(settings: Settings, console: Console) -> int:
     return 1 if lines else 0
 
 
-SUITE = Suite("what every GPU kernel costs, compiled without a card", Settings(), ("out", "target", "kernel"), run)
+SUITE = Suite(
+    "What every GPU kernel costs, by compiling it, without a card.", Settings(), ("out", "target", "kernel"), run
+)
 
 
 # -------------------------------------------------------------------------------------------------------- compiled code
