@@ -68,8 +68,8 @@ def _caption(path: Path, ours: Results, card_path: Path, theirs: Results) -> str
     return (
         f"- **Measured**: text of the King James Bible and the {MODEL} model's size, with random weights, whose values "
         f"speed does not depend on; on {processor}, {ours.date[:10]} (`benchmarks/results/{path.name}`), and on "
-        f"{card}, {theirs.date[:10]} (`benchmarks/results/gpu/{card_path.name}`), where all vectors stay on the card. One "
-        "sentence has 20 words, all new.\n"
+        f"{card}, {theirs.date[:10]} (`benchmarks/results/gpu/{card_path.name}`), where all vectors stay on the card. "
+        "One sentence has 20 words, all new.\n"
         f"- **PyTorch**: the published algorithm in plain PyTorch. On the processor it has {n_sentences} sentences of "
         f"the text, sorted by length, in batches of {PASSAGE}; on the card the same sentences as flashelmo, "
         f"{baseline(theirs)}.\n"
