@@ -25,10 +25,18 @@ FILE_SUFFIXES = (".h5", ".hdf5", ".hdf", ".npz")
 ShardFormat = Annotated[
     Folder | None, typer.Option(help="Format of an output folder: shards (default: native) or SeqVec's files.")
 ]
-InputFormat = Annotated[str | None, typer.Option(help="Input format; default: by suffix.")]
+InputFormat = Annotated[
+    str | None,
+    typer.Option(
+        metavar="lines|jsonl|csv|tsv|tsv-quoted|parquet|conllu|tags|fasta",
+        help="Format of the input; default: by its name's suffix.",
+    ),
+]
 Field = Annotated[str | None, typer.Option(help="Field or column to embed.")]
 IdField = Annotated[str | None, typer.Option(help="Field or column with the records' ids.")]
-Tokenizer = Annotated[str | None, typer.Option(metavar="whitespace|characters|moses|spacy:MODEL", help="For raw text.")]
+Tokenizer = Annotated[
+    str | None, typer.Option(metavar="whitespace|characters|moses|spacy:MODEL", help="Tokenizer for raw text.")
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue with the existing shards.")]
 NumShards = Annotated[int | None, typer.Option(help="Number of array jobs that write to one folder.")]
 ShardId = Annotated[int | None, typer.Option(help="Index of this job in the array, from 0.")]
