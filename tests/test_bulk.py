@@ -636,6 +636,9 @@ def test_commands(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", "out"]) == 1
     assert capfd.readouterr().out.startswith("shard-00000001.safetensors: expected ")
     assert main([*command, "--layers", "top", "--resume", "-q"]) == 0 and main(["verify", "out"]) == 0
+    capfd.readouterr()
+    assert main([*command, "--layers", "top", "--resume"]) == 0
+    assert capfd.readouterr().err == "out: 0 shards written, 0 bytes; 4 finished before\n"
     assert main([*command, "--resume"]) == 1
     capfd.readouterr()
     assert main([*command[:2], "v.x", *command[3:], "--format", "parquet", "--num-shards", "2", "--shard-id", "1"]) == 0

@@ -121,17 +121,20 @@ def _embed_with_others(corpus: Corpus, how: dict[str, Any], quiet: bool, n: int,
 
 
 def _print_summary(done: Report, target: Path, computed: str) -> None:
+    before = f"; {done.kept:,} finished before" if done.kept else ""
+    written = f"{target}: {counted(done.shards, 'shard')} written, {readable_size(done.bytes_written)}{before}"
+    if not done.shards:  # there is nothing to say of the work
+        say(written)
+        return
     all_steps = done.steps + done.steps_saved
     saved = done.steps_saved / all_steps if all_steps else 0.0
     busy = ", ".join(f"{stage} {seconds / max(done.seconds, 1e-9):.0%}" for stage, seconds in done.busy.items())
-    before = f"; {done.kept:,} finished before" if done.kept else ""
     say(
         f"{counted(done.records, 'record')}, {counted(done.tokens, 'token')}, "
         f"{counted(done.distinct_words, 'distinct word')}{records_skipped(done.skipped)}\n"
         f"{done.steps:,} of {all_steps:,} LSTM steps, {saved:.1%} saved by sharing\n"
         f"{done.seconds:,.1f} s, {done.tokens_per_second:,.0f} tokens/s ({computed})\n"
-        f"at work: {busy}; the bottleneck is {done.bottleneck}\n"
-        f"{target}: {counted(done.shards, 'shard')} written, {readable_size(done.bytes_written)}{before}"
+        f"at work: {busy}; the bottleneck is {done.bottleneck}\n{written}"
     )
 
 
