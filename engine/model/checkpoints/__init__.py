@@ -45,7 +45,8 @@ def load_model(path: str | Path, options_file: str | Path | None = None) -> Elmo
         model = _load_folder(path, options) if path.is_dir() else _load_file(path, options)
     except OSError as error:  # permissions, names that are too long, failing disks
         raise FlashElmoError(f"{error.filename or path}: cannot be read: {reason_of(error)}") from None
-    if options is not None and model.format != "bilm-hdf5":
+    of_model = options is None or (options.is_file() and is_model_file(options, path, None))
+    if not of_model and model.format != "bilm-hdf5":
         found = f"{path} in the format {model.format}, which needs none"
         raise FlashElmoError(f"{options}: expected HDF5 weights with an options file, found {found}")
     return model
