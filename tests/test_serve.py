@@ -27,6 +27,7 @@ from flashelmo.serve import guard
 from flashelmo.serve.formats import STREAMED_BYTES, response_of
 from flashelmo.serve.limits import Limits
 from flashelmo.serve.metrics import Metrics
+from flashelmo.serve.service import ServiceSettings
 
 TOKENS = [text.split() for text in TEXTS]
 SAFETENSORS, NUMPY = "application/x-safetensors", "application/x-npz"
@@ -330,6 +331,12 @@ def test_a_binary_tensor_that_is_none(data: bytes, text: str, server: Server) ->
 def test_an_unknown_format_is_refused(server: Server) -> None:
     answer = server.post("/embed", {"inputs": "a"}, "text/html")
     assert answer.status_code == 406 and of_tei(answer.json()).startswith("Accept: expected application/json, ")
+
+
+@pytest.mark.parametrize("wait", [float("inf"), float("nan"), -1.0])
+def test_a_wait_that_is_no_time(wait: float) -> None:
+    with pytest.raises(FlashElmoError, match=f"^max_wait_ms: expected a finite number, 0 or more, found {wait}$"):
+        ServiceSettings(Path("model"), {}, max_wait_ms=wait)
 
 
 def test_it_tells_about_itself(server: Server) -> None:
