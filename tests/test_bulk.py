@@ -8,6 +8,7 @@ import os
 import pickle
 import shutil
 import threading
+import time
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
@@ -506,6 +507,32 @@ def test_a_shard_is_tried_again(
     report = run(on_progress=lambda n_bytes, n_tokens: seen.append(n_tokens))
     assert report.shards == 5 and set(left.values()) == {0} and seen[-1] == report.tokens
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_no_shard_is_lost_that_was_read_when_the_disk_failed(
+    tmp_path: Path, run: Callable[..., Report], monkeypatch: pytest.MonkeyPatch, no_waiting: None
+) -> None:
+    """It fails before anything is written, and then twice at one shard, behind which all others have been read."""
+    left, usage, write = [1, 2], shutil.disk_usage, shard_writer.NewFile.write
+
+    def fail(k: int) -> None:
+        if left[k]:
+            left[k] -= 1
+            time.sleep(0.2 * k)
+            raise OSError(errno.EIO, "Input/output error")
+
+    def fail_at_first(path: Path) -> Any:
+        fail(0)
+        return usage(path)
+
+    def fail_twice(file: shard_writer.NewFile, data: Any) -> int:
+        fail(1) if file.path.name == "shard-00000001.safetensors" else None
+        return write(file, data)
+
+    monkeypatch.setattr(shutil, "disk_usage", fail_at_first)
+    monkeypatch.setattr(shard_writer.NewFile, "write", fail_twice)
+    assert run(shard_records=1).shards == len(LINES) and left == [0, 0]
+    assert verify(tmp_path / "out") == []
 
 
 class Unsteady:

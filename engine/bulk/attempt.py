@@ -44,7 +44,6 @@ class Attempt:
     Args:
         embedder: computes the vectors.
         job: what is written where.
-        undone: receives the shards that are read; `finish` removes the oldest one.
         finish: called with each shard's entry once it is on disk, by the thread that writes.
         on_progress: see `embed_corpus`.
     """
@@ -53,11 +52,10 @@ class Attempt:
         self,
         embedder: Embedder,
         job: Job,
-        undone: deque[Shard],
         finish: Callable[[Meta], None],
         on_progress: OnTextProgress,
     ) -> None:
-        self._embedder, self._job, self._undone = embedder, job, undone
+        self._embedder, self._job = embedder, job
         self._reading: Stage[_Item | None] = Stage()
         self._writing: Stage[None] = Stage(QUEUE_BYTES)
         self._read: deque[Shard] = deque()  # whose first vectors are still to come
@@ -69,7 +67,7 @@ class Attempt:
         """Embed shards.
 
         Raises:
-            OSError: as reading or writing raises it; shards that are not finished are in `undone`.
+            OSError: as reading or writing raises it.
             FlashElmoError: a record cannot be read, or vectors cannot be written.
         """
         windows = self._windows(shards)
@@ -100,7 +98,6 @@ class Attempt:
     def _windows(self, shards: Iterator[Shard]) -> Iterator[_Item]:
         """Yield the shards' windows in order; each shard's end ends a window. Runs in the reading stage."""
         for shard in shards:
-            self._undone.append(shard)
             self._read.append(shard)
             offsets, begin = shard.records.offsets, float(shard.begin.byte)
             step = (shard.end.byte - shard.begin.byte) / max(1, int(offsets[-1] - offsets[0]))

@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
-from itertools import chain
 from pathlib import Path
 
 from flashelmo.engine.arguments import expect_no_state, flag, shown, utf8_path_of, whole_number
@@ -136,20 +135,21 @@ class Run:
         self._embedder, self._reader, self._job = embedder, reader, job
         self._on_progress, self._on_finish = on_progress, on_finish
         self._report = Report()
-        self._undone: deque[Shard] = deque()  # read and not yet finished, in order
+        self._undone: deque[Shard] = deque()  # under way: read and not yet finished, in order
+        self._again: deque[Shard] = deque()  # undone when an attempt failed, in order
 
     def run(self, source: ShardSource) -> Report:
         """Embed the source's shards."""
         started, before = time.perf_counter(), replace(self._embedder.statistics)
         failed, n_failed = -1, 0
         while True:
-            shards = chain(list(self._undone), source.shards())
-            self._undone.clear()
             try:
-                self._attempt(shards, check_disk=n_failed == 0)
+                self._attempt(self._shards(source, check_disk=n_failed == 0))
                 break
             except OSError as error:
-                number = self._undone[0].number if self._undone else source.number
+                self._again.extendleft(reversed(self._undone))
+                self._undone.clear()
+                number = self._again[0].number if self._again else source.number
                 failed, n_failed = number, n_failed + 1 if failed == number else 1
                 self._wait_or_give_up(error, number, n_failed)
         added, report = self._embedder.statistics - before, self._report
@@ -167,16 +167,14 @@ class Run:
         self._report.kept = len(kept)
         return kept
 
-    def _attempt(self, shards: Iterator[Shard], check_disk: bool) -> None:
+    def _attempt(self, shards: Iterator[Shard]) -> None:
         """Embed shards until all are finished or an error is raised; unfinished ones stay undone."""
-        if check_disk:
-            shards = self._checked(shards)
         before = self._report.tokens  # of earlier attempts
 
         def on_progress(n_bytes: float, n_tokens: float) -> None:
             self._on_progress(n_bytes, before + n_tokens)
 
-        attempt = Attempt(self._embedder, self._job, self._undone, self._finish, on_progress)
+        attempt = Attempt(self._embedder, self._job, self._finish, on_progress)
         try:
             attempt.run(shards)
         finally:
@@ -189,13 +187,17 @@ class Run:
         self._report.add_shard(meta)
         self._on_finish(meta)
 
-    def _checked(self, shards: Iterator[Shard]) -> Iterator[Shard]:
-        """Yield the shards, once it is clear that the disk has room for them."""
-        for shard in shards:
-            check_space(self._job.folder, self._bytes_needed(shard), self._job.output)
+    def _shards(self, source: ShardSource, check_disk: bool) -> Iterator[Shard]:
+        """Yield the shards that are not finished, each under way from then on; optionally check the room for them."""
+        while self._again:
+            self._undone.append(self._again.popleft())
+            yield self._undone[-1]
+        for shard in source.shards():
+            self._undone.append(shard)
+            if check_disk:
+                check_space(self._job.folder, self._bytes_needed(shard), self._job.output)
+                check_disk = False
             yield shard
-            break
-        yield from shards
 
     def _bytes_needed(self, shard: Shard) -> float:
         """Return the bytes that are still to be written, estimated from a shard's records."""
