@@ -33,6 +33,15 @@ class Fault(Exception):
         self.position = position
 
 
+def check_column(field: str, names: list[str], name: str, advice: str = "") -> None:
+    """Raise FlashElmoError unless a table of this name has exactly one column of the field's."""
+    if field not in names:
+        found = ", ".join(map(repr, names)) or "none"
+        raise FlashElmoError(f"{name}: expected a column {field!r}, found {found}; {NAMED_BY}{advice}")
+    if (n := names.count(field)) > 1:
+        raise FlashElmoError(f"{name}: expected one column {field!r}, found {n} of that name")
+
+
 def each_record(
     raw: RawRecords, errors: RecordErrors, read: Callable[[bytes], Row]
 ) -> tuple[Int64, list[Row], list[str]]:

@@ -61,6 +61,8 @@ class Fasta(TextFormat):
         header, _, lines = record[first:].partition(b"\n")
         if not header.startswith(b">"):
             raise Fault(first, "a header that begins with >", shown(decode_utf8(header, "replace")))
+        if (end := header.rstrip().find(b"\r")) >= 0:
+            raise Fault(first + end, "a header's line that ends with \\n", "one that ends with \\r alone")
         try:
             own_id = self._id(decode_utf8(header, self.errors)[1:].strip())
         except Fault as fault:

@@ -19,7 +19,7 @@ from flashelmo.engine.text.lines import NEWLINE, without_mark
 from flashelmo.engine.text.tables import binary_kind_of, kind_of
 
 CHUNK_BYTES = 1 << 20
-HEAD_BYTES = 1 << 16  # that show what a file holds
+HEAD_BYTES = 1 << 20  # that show what a file holds
 MAX_RECORD_BYTES = 1 << 28  # how far to search for a closing quote
 MAX_PART_BYTES = (1 << 31) - 1  # Arrow's strings count their bytes in 31 bits
 READ_BY = {  # what a file holds: how to read it
