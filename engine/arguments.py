@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Mapping, Set
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from flashelmo.engine.errors import FlashElmoError
 
@@ -98,6 +98,13 @@ def path_of(name: str, value: Any) -> Path:
         expected = "expected a path on this machine, as no address is downloaded"
         raise FlashElmoError(f"{name}: {expected}, found {address}; fetch it, say with curl -LO, and give its path")
     return Path(os.path.expanduser(text))
+
+
+def standard_input() -> IO[bytes]:
+    """Return it; FlashElmoError if this process has none."""
+    if sys.stdin is None:
+        raise FlashElmoError("-: standard input is closed")
+    return sys.stdin.buffer
 
 
 def is_stream(source: str | Path) -> bool:

@@ -335,6 +335,7 @@ def test_vectors_count_where_messages_are_lost(here: Path, model: Path, streams:
     ("command", "status", "out", "error"),
     [
         ("embed - v.h5 --model m <&-", 1, "", "flashelmo: -: standard input is closed\n"),
+        ('embed - v --model "$MODEL" <&-', 1, "", "flashelmo: -: standard input is closed\n"),
         ('info "$MODEL" >/dev/full', 1, "", "flashelmo: No space left on device\n"),
         ("info é", 1, "", "flashelmo: \\xe9: no such file or folder\n"),
     ],

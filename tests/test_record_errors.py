@@ -3,7 +3,11 @@
 import errno
 import gzip
 import io
+import os
 import re
+import threading
+import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +23,7 @@ from flashelmo.engine.bulk import inputs, parquet, text_reader
 from flashelmo.engine.bulk.parts import Place, Reader
 from flashelmo.engine.bulk.records import open_reader
 from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.threads import Background
 
 
 @pytest.fixture(scope="module")
@@ -349,3 +354,24 @@ def test_a_table_without_a_header(tmp_path: Path) -> None:
     path.write_text("\n")
     with pytest.raises(FlashElmoError, match=r"a.csv: expected a header with the names of columns, found an empty"):
         open_reader(path).take(1)
+
+
+def test_who_closes_a_pipe_does_not_wait_for_its_writer(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    reader = open_reader(tmp_path / "pipe")
+    taking = Background(lambda: reader.take(1))
+    writer = os.open(tmp_path / "pipe", os.O_WRONLY)
+    try:
+        while not isinstance(reader, text_reader.TextReader) or reader._file is None:
+            time.sleep(0.01)
+        time.sleep(0.1)  # now it reads
+        closing = threading.Thread(target=reader.close)
+        closing.start()
+        closing.join(5.0)
+        assert not closing.is_alive()
+    finally:
+        os.write(writer, b"a b\n")
+        os.close(writer)
+        closing.join()
+        with suppress(AssertionError):  # it is closed
+            taking.result()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -62,7 +61,7 @@ from flashelmo.cli.terminal import (
     warnings_to_stderr,
 )
 from flashelmo.engine.allocator import return_large_arrays
-from flashelmo.engine.arguments import path_of
+from flashelmo.engine.arguments import is_stream, path_of, standard_input
 from flashelmo.engine.embed_file import Summary, embed_file
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints import is_model_file
@@ -289,11 +288,11 @@ def embed_records_to(
 
 
 def _open_input(source: str) -> Any:
-    if source != "-":
-        return open(path_of("input", source), "rb")
-    if sys.stdin is None:
-        raise FlashElmoError("-: standard input is closed")
-    return nullcontext(sys.stdin.buffer)
+    from flashelmo.engine.bulk.inputs import Input
+
+    if source == "-":
+        return nullcontext(standard_input())
+    return closing(Input(source).open()) if is_stream(source) else open(path_of("input", source), "rb")
 
 
 def _print_summary(summary: Summary, target: Path, device: str, precision: str, quiet: bool, as_json: bool) -> None:
