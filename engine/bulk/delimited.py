@@ -178,9 +178,10 @@ class Delimited(TextFormat):
     def _names(self, header: bytes, name: str) -> list[str]:
         """Return the columns' names, from the first row of the table of this name."""
         rows = StringIO(header.decode("utf-8", "replace").lstrip("\r\n"), newline="")
-        quoting = csv.QUOTE_MINIMAL if self._quoted else csv.QUOTE_NONE
         try:
-            names, *others = csv.reader(rows, delimiter=self._delimiter, quoting=quoting)
+            names, *others = csv.reader(
+                rows, delimiter=self._delimiter, quoting=csv.QUOTE_MINIMAL if self._quoted else csv.QUOTE_NONE
+            )
         except csv.Error as error:
             raise FlashElmoError(f"{name}: expected a header with the names of columns, found: {error}") from None
         if others:
