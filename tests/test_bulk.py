@@ -693,6 +693,7 @@ def test_commands(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
         (["out", "--stateful"], "stateful: expected an embedder that carries no state"),
         (["model"], "model: expected an empty folder or one of shards, found config.json"),
         (["out", "--report", "absent/r.json"], "--report: expected a file name in an existing folder"),
+        (["out", "--report", "./out"], "--report: expected a file name in an existing folder, found out"),
         (
             ["out", "--report", "./text.txt"],
             "--report: text.txt: is the input text itself",

@@ -75,7 +75,8 @@ def embed_to_folder(
     from flashelmo.engine.embedder import ElmoEmbedder
 
     target = path_of("output", corpus.folder)
-    if report is not None and (report.is_dir() or not path_of("report", report).parent.is_dir()):
+    is_target = report is not None and report.absolute() == target.absolute()
+    if report is not None and (is_target or report.is_dir() or not path_of("report", report).parent.is_dir()):
         raise FlashElmoError(f"--report: expected a file name in an existing folder, found {report}")
     check_new(target, how["resume"], how["overwrite"], how["num_shards"] > 1)
     if not is_stream(corpus.input) and not ADDRESS.match(corpus.input):
