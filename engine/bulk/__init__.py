@@ -19,6 +19,8 @@ source.py       the shards that a job still has to write, cut out of its input
 attempt.py      reading, computing and writing at the same time
 stages.py       calls in the background, one after the other
 shards.py       what a shard is
+native_shard.py one as safetensors with an index, written and read
+parquet_shard.py one as a Parquet file, likewise
 shard_writer.py writes one, completely or not at all
 folder.py       how a folder was begun, and which of its shards are complete; `verify`
 locks.py        who may write to it

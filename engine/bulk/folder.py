@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import re
-import secrets
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -17,11 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flashelmo.engine.arguments import utf8_path_of
-from flashelmo.engine.bulk.shard_writer import NewFile
 from flashelmo.engine.bulk.shards import shard_name
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.files import check_link, sha256_of, sync
-from flashelmo.engine.sinks.files import RUN, take_name, writing
+from flashelmo.engine.files import check_link, sha256_of
+from flashelmo.engine.sinks.files import RUN, write_json, writing
 from flashelmo.engine.threads import in_order
 
 logger = logging.getLogger("flashelmo")
@@ -90,7 +88,7 @@ def start(folder: Path, fingerprint: Meta, shard_records: Callable[[], int]) -> 
     with writing(folder):
         if not path.exists():
             with suppress(FileExistsError):  # another job of the array was first
-                _write_first(path, fingerprint)
+                write_json(path, fingerprint, overwrite=False)
     begun = read_json(path)
     difference = first_difference(begun, fingerprint)
     if difference is not None:
@@ -98,19 +96,6 @@ def start(folder: Path, fingerprint: Meta, shard_records: Callable[[], int]) -> 
         begun_with = f"expected {old}, with which this output was begun"
         raise FlashElmoError(f"{path}: {what}: {begun_with}, found {new}; --overwrite starts over")
     return begun
-
-
-def _write_first(path: Path, values: Meta) -> None:
-    """Write a new JSON file. FileExistsError: it already exists."""
-    file = NewFile(path, f".{secrets.token_hex(8)}")
-    try:
-        file.write((json.dumps(values, indent=1) + "\n").encode())
-        file.close()
-        sync(file.temporary)
-        take_name(file.temporary, path)
-        sync(path.parent)
-    finally:
-        file.abort()
 
 
 def first_difference(begun: Any, found: Any, name: str = "") -> tuple[str, str, str] | None:

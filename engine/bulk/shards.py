@@ -22,6 +22,7 @@ from flashelmo.engine.output import Output
 ShardFormat: TypeAlias = Literal["native", "parquet"]
 
 FORMATS: tuple[ShardFormat, ...] = ("native", "parquet")
+INDEX_ROWS = 1 << 16  # per row group of the index
 
 
 def shard_name(number: int) -> str:
