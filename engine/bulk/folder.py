@@ -66,7 +66,7 @@ def clear(folder: Path) -> None:
             (folder / name).unlink()
 
 
-def start(folder: Path, fingerprint: Meta, shard_records: Callable[[], int]) -> Meta:
+def start(folder: Path, fingerprint: Meta, shard_records: Callable[[], int]) -> int:
     """Write `run.json`, or check that an existing one was written with the same fingerprint.
 
     Args:
@@ -75,7 +75,7 @@ def start(folder: Path, fingerprint: Meta, shard_records: Callable[[], int]) -> 
         shard_records: called for the number of records per shard if neither the fingerprint nor the folder has one.
 
     Returns:
-        The contents of `run.json`.
+        The number of records per shard.
 
     Raises:
         FlashElmoError: the fingerprint differs; the message names the first difference.
@@ -95,7 +95,7 @@ def start(folder: Path, fingerprint: Meta, shard_records: Callable[[], int]) -> 
         what, old, new = difference
         begun_with = f"expected {old}, with which this output was begun"
         raise FlashElmoError(f"{path}: {what}: {begun_with}, found {new}; --overwrite starts over")
-    return begun
+    return int(begun["shard_records"])
 
 
 def first_difference(begun: Any, found: Any, name: str = "") -> tuple[str, str, str] | None:
@@ -138,10 +138,11 @@ def remove_leftovers(folder: Path, num_shards: int, shard_id: int) -> None:
                 (folder / name).unlink(missing_ok=True)
 
 
-def shard_numbers(folder: Path) -> list[int]:
-    """Return the numbers of shards marked as finished, ascending; none if there is no folder."""
+def shard_numbers(folder: Path, num_shards: int = 1, shard_id: int = 0) -> list[int]:
+    """Return the numbers of a job's shards marked as finished, ascending; none if there is no folder."""
     names = os.listdir(folder) if folder.is_dir() else ()
-    return sorted(int(found[1]) for name in names if (found := META.fullmatch(name)) is not None)
+    numbers = sorted(int(found[1]) for name in names if (found := META.fullmatch(name)) is not None)
+    return [number for number in numbers if number % num_shards == shard_id]
 
 
 def kept_shards(folder: Path, numbers: Iterable[int]) -> dict[int, Meta]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,7 +9,7 @@ import numpy as np
 from flashelmo.engine.arrays import Array
 from flashelmo.engine.bulk.native_shard import NativeWriter
 from flashelmo.engine.bulk.parquet_shard import ParquetWriter
-from flashelmo.engine.bulk.shards import Rows, Shard, ShardFormat, index_table, shard_name
+from flashelmo.engine.bulk.shards import Shard, Target, index_table, shard_name
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.files import sync
 from flashelmo.engine.sinks.files import write_json
@@ -38,16 +37,12 @@ class ShardWriter:
     """Writes one shard; its calls may come from any thread, one after the other.
 
     Args:
-        folder: of the shards.
+        target: what is written where.
         shard: the shard to write.
-        rows: their shape and type.
-        shard_format: "native" or "parquet".
-        keep_tokens: whether the index contains the tokens.
     """
 
-    def __init__(self, folder: Path, shard: Shard, rows: Rows, shard_format: ShardFormat, keep_tokens: bool) -> None:
-        self._folder, self._shard, self._rows = folder, shard, rows
-        self._format, self._keep_tokens = shard_format, keep_tokens
+    def __init__(self, target: Target, shard: Shard) -> None:
+        self._target, self._shard = target, shard
         self._values: _Values | None = None
         self._n_rows = 0
 
@@ -71,14 +66,14 @@ class ShardWriter:
             OSError: the disk is full, or gone.
             FlashElmoError: the number of rows does not match the records' tokens.
         """
-        expected = int(self._rows.offsets(self._shard.records.offsets)[-1])
+        expected = int(self._target.rows.offsets(self._shard.records.offsets)[-1])
         if self._n_rows != expected:
             raise FlashElmoError(f"shard {self._shard.number}: expected {expected} rows, found {self._n_rows}")
-        path = self._folder / f"{shard_name(self._shard.number)}.json"
+        path = self._target.folder / f"{shard_name(self._shard.number)}.json"
         values = self._open()
         meta = {**self._shard.meta, "rows": self._n_rows, "files": values.publish()}
         self._values = None
-        sync(self._folder)
+        sync(path.parent)
         write_json(path, meta)
         return meta
 
@@ -89,8 +84,9 @@ class ShardWriter:
 
     def _open(self) -> _Values:
         if self._values is None:
-            index = index_table(self._shard.records, self._rows, self._keep_tokens)
-            make = NativeWriter if self._format == "native" else ParquetWriter
-            self._values = make(self._folder, self._shard, self._rows, index)
+            target, shard = self._target, self._shard
+            index = index_table(shard.records, target.rows, target.keep_tokens)
+            make = NativeWriter if target.format == "native" else ParquetWriter
+            self._values = make(target.folder, shard, target.rows, index)
             self._values.begin()
         return self._values
