@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flashelmo.cli.arguments import Folder, Json
-from flashelmo.cli.terminal import counted, progress_of, readable_size, records_skipped, say, warnings_to_stderr
+from flashelmo.cli.terminal import counted, progress_of, readable_size, rest_of_summary, say, warnings_to_stderr
 from flashelmo.engine.arguments import ADDRESS, is_stream, path_of
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.named.locate import model_path
@@ -127,15 +127,12 @@ def _print_summary(done: Report, target: Path, computed: str) -> None:
     if not done.shards:  # there is nothing to say of the work
         say(written)
         return
-    all_steps = done.steps + done.steps_saved
-    saved = done.steps_saved / all_steps if all_steps else 0.0
     busy = ", ".join(f"{stage} {seconds / max(done.seconds, 1e-9):.0%}" for stage, seconds in done.busy.items())
     say(
         f"{counted(done.records, 'record')}, {counted(done.tokens, 'token')}, "
-        f"{counted(done.distinct_words, 'distinct word')}{records_skipped(done.skipped)}\n"
-        f"{done.steps:,} of {all_steps:,} LSTM steps, {saved:.1%} saved by sharing\n"
-        f"{done.seconds:,.1f} s, {done.tokens_per_second:,.0f} tokens/s ({computed})\n"
-        f"at work: {busy}; the bottleneck is {done.bottleneck}\n{written}"
+        f"{counted(done.distinct_words, 'distinct word')}"
+        + rest_of_summary(done, computed)
+        + f"at work: {busy}; the bottleneck is {done.bottleneck}\n{written}"
     )
 
 
