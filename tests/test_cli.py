@@ -182,6 +182,7 @@ def test_overwriting_spares_the_model(
         (["text.txt", "v.h5", "--mix", "1,2,nan"], "mix: expected a finite number for each layer, found"),
         (["text.txt", "v.h5", "--mix", "1,2,3", "--layers", "0"], "layers: expected none together with mix, found 0"),
         (["text.txt", "v.h5", "--layers", "1,3"], "layers: expected a layer from 0 to 2, found 3"),
+        (["text.txt", "v.h5", "--layers", 5000 * "9"], "layers: expected all, top, average, a layer's number or sev"),
         (["text.txt", "v.h5", "--layers", "1,1"], "layers: expected all, top, average, a layer's number or several"),
         (["text.txt", "v.h5", "--layers", "1,x,2"], "layers: expected all, top, average, a layer's number or several"),
         (["text.txt", "v.h5", "--layers", "3"], "layers: expected a layer from 0 to 2, found 3"),

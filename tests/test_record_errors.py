@@ -309,7 +309,7 @@ def test_two_tokens_a_line_between_tabs_are_sentences(tmp_path: Path) -> None:
         ({"field": "x"}, "field: expected a name with format jsonl, .* found 'x' with lines"),
         ({"id_field": "x"}, "id_field: expected a name with format jsonl, .*fasta, found 'x' with lines"),
         ({"id_field": "x", "format": "fasta"}, "id_field: expected a number with format fasta, found 'x'"),
-        ({"id_field": "9" * 10, "format": "fasta"}, "id_field: expected a number with format fasta, found '999"),
+        ({"id_field": "9" * 20, "format": "fasta"}, "id_field: expected a number with format fasta, found '999"),
     ],
     ids=str,
 )

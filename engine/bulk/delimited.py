@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
+from flashelmo.engine.arguments import is_decimal
 from flashelmo.engine.arrays import Int64
 from flashelmo.engine.bulk.by_record import Fault, check_column, decode_utf8, each_record
 from flashelmo.engine.bulk.parts import RecordErrors, Records
@@ -27,7 +28,6 @@ FIRST_LINE = re.compile(EMPTY_LINES + rb"[^\n]*\n")
 QUOTED = rb'"(?:[^"]*"")*[^"]*'
 
 HEADER_BYTES = (1 << 20) - 3  # of the first row, which are in the head even if a byte order mark precedes them
-DIGITS = 9  # of a column's number, at most
 FOUND_COLUMNS = re.compile(r"Expected \d+ columns, got (\d+)")
 
 
@@ -74,7 +74,7 @@ class Delimited(TextFormat):
             raise FlashElmoError(f"{name}: expected a header of less than 1 MiB, found a longer one")
         names = self._names(first, name)
         self._n_columns = len(names)
-        numbered = all(field.isdecimal() and len(field) <= DIGITS and field not in names for field in self._fields)
+        numbered = all(is_decimal(field) and field not in names for field in self._fields)
         self._columns = [self._column(field, names, numbered, name) for field in self._fields]
         return 0 if numbered else len(first)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
+from flashelmo.engine.arguments import is_decimal
 from flashelmo.engine.bulk.conllu import ConllU
 from flashelmo.engine.bulk.delimited import Delimited
 from flashelmo.engine.bulk.fasta import Fasta
@@ -35,7 +35,6 @@ OF_ANY_TEXT = ("lines", "csv", "tsv", "tsv-quoted")  # which any text can be rea
 WITH_FIELDS = ("jsonl", "csv", "tsv", "tsv-quoted", "parquet")
 WITH_TOKENS = ("conllu", "tags", "fasta")
 DEFAULT_FIELD = "text"
-NUMBER = re.compile(r"-?[0-9]{1,9}")
 
 
 def open_reader(
@@ -106,7 +105,7 @@ def _check_fields(kind: str, field: str | None, id_field: str | None) -> None:
     for name, value, kinds in (("field", field, WITH_FIELDS), ("id_field", id_field, with_ids)):
         if value is not None and (kind not in kinds or not value):
             raise FlashElmoError(f"{name}: expected a name with format {', '.join(kinds)}, found {value!r} with {kind}")
-    if kind == "fasta" and id_field is not None and not NUMBER.fullmatch(id_field):
+    if kind == "fasta" and id_field is not None and not is_decimal(id_field.removeprefix("-")):
         raise FlashElmoError(f"id_field: expected a number with format fasta, found {id_field!r}")
 
 
