@@ -75,7 +75,7 @@ BAD = [  # file, its bytes, options, what is said of the record, the tokens of t
     ("a.fa", b"\nAC\n>b\nA\n", {}, "line 2, byte 1: expected a header that begins with >, found 'AC'", 1),
     ("a.fa", b">a|b\nA\n>b\nA\n", {"id_field": "1"}, "line 3, byte 1: expected a header with a field 1 between |", 1),
     ("a.fa", b"\n>\xff\nA\n", {}, "line 2, byte 2: expected UTF-8, found 0xff", 0),
-    ("a.fa", b"\n>a\rAC\r>b\rA\r", {}, "line 2, byte 3: expected a header's line that ends with \\n, found one", 0),
+    ("a.fa", b"\n>a\rAC\n>b\nA", {}, "line 2, byte 3: expected a header's line that ends with \\n, found one", 1),
 ]
 
 
@@ -261,6 +261,7 @@ HELD = {  # what a file holds: its bytes, and what reads it
     "JSON lines": (b'{"text": "a"}\n{"text": "b"}\n', "format jsonl reads them"),
     "tokens with tags": (9 * b"a\tDT\nb\tNN\n\n", "format tags reads them"),
     "a table": (b"a b\tc\nd\te f\n", "format csv or tsv reads a column of it"),
+    r"lines that end with \\r alone": (b"a b\rc\r", r"`tr '\\r' '\\n'` turns them into others"),
     "Parquet": (b"PAR1\x15\0\0\0", "format parquet reads a column of it"),
     "gzip": (gzip.compress(b"a\n"), r"a name that ends in \.gz is decompressed"),
     "Zstandard": (pa.compress(b"a\n", "zstd", asbytes=True), r"a name that ends in \.zst is decompressed"),
@@ -325,7 +326,11 @@ def test_options_that_do_not_fit(options: dict[str, Any], said: str) -> None:
         ("x,y", {"field": "3"}, "expected a column '3', found 'x', 'y'; "),
         ("x,y", {"field": "9" * 5000}, "expected a column '999.*', found 'x', 'y'; "),
         ("text,x,text", {}, "expected one column 'text', found 2 of that name$"),
-        ("text,x\ra b,1\rc,2\r", {}, r"expected rows that end with \\n, found a header that ends with \\r alone$"),
+        (
+            "text,x\ra b,1\rc,2\r",
+            {"format": "csv"},
+            r"expected rows that end with \\n, found a header that ends with \\r alone$",
+        ),
         ("text," + "x" * (1 << 17) + "x", {}, "expected a header with the names of columns, found: field larger than"),
         ("text," + "x," * (1 << 19), {}, "expected a header of less than 1 MiB, found a longer one$"),
     ],

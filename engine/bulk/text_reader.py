@@ -16,7 +16,7 @@ from flashelmo.engine.bulk.inputs import Decompressed
 from flashelmo.engine.bulk.parts import Part, Place, Records
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.text.lines import NEWLINE, without_mark
-from flashelmo.engine.text.tables import binary_kind_of, kind_of
+from flashelmo.engine.text.tables import KINDS, RETURNS, binary_kind_of, kind_of
 
 CHUNK_BYTES = 1 << 20
 HEAD_BYTES = 1 << 20  # that show what a file holds
@@ -28,6 +28,7 @@ READ_BY = {  # what a file holds: how to read it
     "JSON lines": "format jsonl reads them",
     "tokens with tags": "format tags reads them",
     "a table": "format csv or tsv reads a column of it",
+    RETURNS: KINDS[RETURNS],
     "Parquet": "format parquet reads a column of it",
     "gzip": "a name that ends in .gz is decompressed",
     "Zstandard": "a name that ends in .zst is decompressed",
