@@ -4,6 +4,7 @@ records.py      an input's reader, chosen by its format
 parts.py        records, raw and decoded, and their places in the input
 inputs.py       where the bytes come from: files, addresses, standard input; decompressed
 text_reader.py  consecutive records in a text, cut out of it from any place on
+text_format.py  what every format of text has, of which these are some:
 plain.py        lines
 by_record.py    shared by formats whose records are decoded one by one
 json_lines.py   JSON lines

@@ -10,7 +10,7 @@ import numpy as np
 
 from flashelmo.engine.arrays import Bool, Int64
 from flashelmo.engine.bulk.parts import RecordErrors
-from flashelmo.engine.bulk.text_reader import RawRecords, line_ends
+from flashelmo.engine.bulk.text_format import RawRecords, line_ends
 from flashelmo.engine.bulk.tokenizers import Tokenizer, Tokens, lines_of, tokenize, tokens_of_lists
 from flashelmo.engine.errors import FlashElmoError
 

@@ -17,7 +17,7 @@ from flashelmo.engine.arguments import is_decimal
 from flashelmo.engine.arrays import Int64
 from flashelmo.engine.bulk.by_record import Fault, check_column, decode_utf8, each_record
 from flashelmo.engine.bulk.parts import RecordErrors, Records
-from flashelmo.engine.bulk.text_reader import RawRecords, TextFormat, line_ends
+from flashelmo.engine.bulk.text_format import RawRecords, TextFormat, line_ends
 from flashelmo.engine.bulk.tokenizers import Tokenizer, lines_of, tokenize
 from flashelmo.engine.errors import FlashElmoError
 

@@ -13,7 +13,7 @@ from flashelmo.engine.arguments import shown
 from flashelmo.engine.arrays import Int64
 from flashelmo.engine.bulk.by_record import Fault, decode_utf8, each_record
 from flashelmo.engine.bulk.parts import RecordErrors, Records
-from flashelmo.engine.bulk.text_reader import RawRecords, TextFormat
+from flashelmo.engine.bulk.text_format import RawRecords, TextFormat
 
 HEADER = re.compile(rb"\n>")
 WHITE_SPACE = string.whitespace.encode()

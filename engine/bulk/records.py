@@ -14,7 +14,8 @@ from flashelmo.engine.bulk.parquet import ParquetReader
 from flashelmo.engine.bulk.parts import Reader, RecordErrors
 from flashelmo.engine.bulk.plain import PlainLines
 from flashelmo.engine.bulk.tags import Tags
-from flashelmo.engine.bulk.text_reader import TextFormat, TextReader
+from flashelmo.engine.bulk.text_format import TextFormat
+from flashelmo.engine.bulk.text_reader import TextReader
 from flashelmo.engine.bulk.tokenizers import Tokenizer, tokenizer_of
 from flashelmo.engine.errors import FlashElmoError
 
