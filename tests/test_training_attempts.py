@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_training import CONFIG, SETTINGS, TEXT, curve, step_that, together
+from test_training import CONFIG, SETTINGS, TEXT, curve, step_that
 
 from flashelmo import FlashElmoError, load_model
 from flashelmo.cli import main
@@ -116,40 +116,6 @@ def test_what_killed_runs_left_is_removed_and_a_run_that_fails_at_once_leaves_no
     train(task, SETTINGS)
     assert sorted(path.name for path in task.work.iterdir()) == ["corpus", "mine", "snapshots", "step-000000012.pt"]
     assert not list((task.work / "snapshots").iterdir())
-
-
-TWO = """
-import sys, torch
-torch.set_num_threads(1)
-from test_training import *
-settings = replace(SETTINGS, dropout=0.0, batch=2, steps=8, save_every=float(sys.argv[3]), log_every=int(sys.argv[4]))
-try:
-    train(Task([Path(sys.argv[1])], Path(sys.argv[2]), CONFIG, overwrite=True), settings)
-except FlashElmoError as error:
-    sys.exit(str(error))
-"""
-
-
-def test_all_processes_of_a_run_are_refused_alike(text_file: Path, tmp_path: Path) -> None:
-    work = tmp_path / "two.training"
-    with identity.only_run(work, Processes()):
-        refused = together(TWO, text_file, tmp_path / "two", 300, 2)
-    assert [status for status, _ in refused] == [1, 1]
-    assert all(error.endswith(f"{work}: another run is writing here\n") for _, error in refused)
-    text_file.write_text("\n", encoding="utf-8")
-    refused = together(TWO, text_file, tmp_path / "two", 300, 2)
-    assert all(error.endswith("text.txt: expected a sentence a line, found no token\n") for _, error in refused)
-
-
-def test_several_processes_save_between_points_too(text_file: Path, tmp_path: Path) -> None:
-    arguments = text_file, tmp_path / "two", 1e-9, 1000
-    assert [status for status, _ in together(TWO, *arguments)] == [0, 0]
-    work = tmp_path / "two.training"
-    assert names(work) == ["step-000000007.pt", "step-000000008.pt"]
-    whole = curve(tmp_path / "two")
-    (work / "step-000000008.pt").unlink()
-    assert [status for status, _ in together(TWO, *arguments)] == [0, 0]
-    assert curve(tmp_path / "two") == whole
 
 
 def test_the_encoded_corpus_is_the_checkpoint_s(text_file: Path, tmp_path: Path) -> None:
