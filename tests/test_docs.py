@@ -70,7 +70,7 @@ NOT_RUN = {
     ("docs/onnx.md", 'providers="cuda"'): "needs a card",
     ("docs/training.md", "pip install"): "would install into whatever environment there is",
     ("docs/training.md", "--device cuda"): "needs a card",
-    ("docs/training.md", "torchrun"): "needs several cards; test_training.py starts two processes",
+    ("docs/training.md", "torchrun"): "needs several cards; test_training_processes.py starts two processes",
     ("docs/onnx.md", "docker run"): "needs Docker",
 }
 
