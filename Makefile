@@ -14,15 +14,15 @@ PARALLEL = --numprocesses=logical --maxprocesses=8 --dist=loadfile --no-loadscop
 .PHONY: help demo test test-triton test-ray test-serve test-integrations docs lint style types types-of-tests bench
 
 help:
-	@echo "make demo   embed a text, and find the neighbours of a word in two senses"
-	@echo "make test   build the wheel, install it and run the tests against it"
-	@echo "make test-integrations  inside scikit-learn, spaCy and others, as far as they are installed"
-	@echo "make test-triton  kernels by other versions of Triton"
-	@echo "make test-ray  actors and replicas of a Ray cluster on this machine (needs: pip install '.[ray]')"
-	@echo "make test-serve  clients of other projects against the service, as far as they are installed"
-	@echo "make lint   ruff, formatting, types"
-	@echo "make docs   the documentation as a site, in .site"
-	@echo "make bench  the benchmarks (takes long; use an idle machine)"
+	@echo "make demo               embed a text, and find the nearest neighbours of a word in two senses"
+	@echo "make lint               check style, formatting and types"
+	@echo "make test               build the wheel, install it and run the tests against it"
+	@echo "make test-integrations  test the adapters to scikit-learn, spaCy and others, those that are installed"
+	@echo "make test-serve         test the service with other projects' clients, those that are installed"
+	@echo "make test-ray           test actors and replicas on a Ray cluster on this machine (pip install '.[ray]')"
+	@echo "make test-triton        test the kernels with other versions of Triton"
+	@echo "make docs               build the documentation as a site, in .site"
+	@echo "make bench              run the benchmarks (takes long; use an idle machine)"
 
 # The stamps say what .venv holds, so that a second call installs nothing.
 $(BIN)/python:

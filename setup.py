@@ -64,7 +64,7 @@ TOOLS = [
 setup(
     name="flashelmo",
     version=version(),
-    description="Contextual word embeddings from ELMo, exact and as fast as the hardware allows",
+    description="Fast, exact ELMo word vectors on CPUs and NVIDIA GPUs",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     author="The flashelmo authors",

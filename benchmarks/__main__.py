@@ -77,7 +77,7 @@ def parse(name: str, suite: Suite, arguments: Sequence[str]) -> Settings:
         action = "store_true" if each.type == "bool" else "store"
         parser.add_argument(_option(each), dest=each.name, action=action, default=argparse.SUPPRESS, help=about)
     if "quick" in suite.options:
-        parser.add_argument("--quick", action="store_true", help="less of everything, to see that all runs")
+        parser.add_argument("--quick", action="store_true", help="less of everything, to see that everything runs")
     given = vars(parser.parse_args(list(arguments)))
     start = suite.defaults.quick() if given.pop("quick", False) else suite.defaults
     return replace(start, **{name: _value(suite, options[name], text) for name, text in given.items()})

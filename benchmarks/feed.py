@@ -328,7 +328,7 @@ def command(settings: Settings, console: Console) -> int:
 
 
 SUITE = Suite(
-    "What stands around the computation of a corpus: sharing, feeding, processes, the command.",
+    "What surrounds the computation of a corpus: sharing, feeding, processes, the command.",
     Settings(sections=tuple(SECTIONS), models=("original",), rounds=3),
     tuple(name for name in PROCESSOR_OPTIONS if name != "contestants"),
     command,

@@ -60,7 +60,7 @@ def command(settings: Settings, console: Console) -> int:
 
 
 SUITE = Suite(
-    "Each precision's error on a CUDA device, without one.",
+    "Each precision's error on a CUDA device, computed without one.",
     Settings(sections=("error",), models=("small",), precisions=PRECISIONS, sentences=4, tokens=12, rounds=1),
     ("out", "models", "precisions", "text", "sentences", "tokens", "seed"),
     command,

@@ -33,7 +33,7 @@ from flashelmo.benchmarks import plots
 from flashelmo.benchmarks.results import Results
 from flashelmo.benchmarks.run import Suite
 from flashelmo.benchmarks.settings import Settings
-from flashelmo.benchmarks.summary import MODEL, OLDER, PROCESSOR, cards, newest_first, speeds, summary
+from flashelmo.benchmarks.summary import MODEL, OLDER, PROCESSOR, cards, heading, newest_first, speeds, summary
 from flashelmo.benchmarks.tables import card_tables, describe_run, document, figure, markdown, notes
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.precision import PRECISIONS, Backend, Bound, Precision
@@ -42,7 +42,8 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 FILES = {"cpu": PROCESSOR, "older": OLDER, "onnx": "onnx/*.json"}
 ERRORS = {"precision": "precision/*.json", "trained": "precision/trained/*.json"}
-FILES |= {name: f"senses/{name}*.json" for name in ("senses", "downstream", "ngrams")}  # of models that were trained
+TRAINED = {name: f"senses/{name}*.json" for name in ("senses", "downstream", "ngrams")}  # of models that were trained
+FILES |= TRAINED
 NAMES = ("summary", "speeds", "plot", "precisions", "gpu", "peers", "install", *FILES, *ERRORS)
 # By how the files' names end: what plots show.
 PLOTS = {
@@ -97,6 +98,7 @@ def generate(name: str, folder: Path, up: str = "") -> Iterator[str]:
         if name == "older":
             rows = [row for row in rows if row.model == MODEL and row.section in OF_OLDER and row.median is not None]
         head, *tables = document(replace(found, rows=rows), path.relative_to(folder).as_posix())
+        yield from ([] if name in TRAINED else [heading(path, folder)])
         yield from (head, *images(path, folder, up), *tables)
     for path in newest_first(folder.glob(ERRORS[name])) if name in ERRORS else ():
         found = Results.read(path)
@@ -107,7 +109,8 @@ def generate(name: str, folder: Path, up: str = "") -> Iterator[str]:
     if name == "install" and (folder / "install" / "sizes.json").is_file():
         yield install(json.loads((folder / "install" / "sizes.json").read_text(encoding="utf-8"))["now"])
     if name == "gpu":
-        yield from (card_tables(Results.read(path), f"gpu/{path.name}") for path in cards(folder))
+        for path in cards(folder):
+            yield from (heading(path, folder), card_tables(Results.read(path), f"gpu/{path.name}"))
 
 
 def errors(results: Results) -> str:
@@ -138,7 +141,7 @@ def precisions() -> str:
     for name, row in PRECISIONS.items():
         card = "{}.{}".format(*row.capability) if row.cuda else ""
         lines.append([f"`{name}`", row.computes_in, bound(row, "cpu"), bound(row, "cuda"), bound(row, "onnx"), card])
-    headings = ["", "computes in", "bound on the CPU", "bound on a card", "bound of a file", "card of at least"]
+    headings = ["", "computes in", "bound on the CPU", "on a card", "of an ONNX file", "compute capability from"]
     return markdown("", headings, lines, figures=False)
 
 

@@ -52,22 +52,30 @@ def summary(folder: Path) -> Iterator[str]:
             what,
             f"{figure(row.median)} {row.unit}",
             f"{figure(peer.median)} {peer.unit}, {computes}",
-            f"{row.ratios[peer.name if peer.name in row.ratios else peer.label]:.1f}",  # in the same rounds
+            f"{_times_as_fast(row, peer):.1f}",
             percent(row.utilisation),
         ]
         for what, row, peer, computes in pairs
     ]
     yield markdown("", ["", "flashelmo", "PyTorch", "times as fast", "share of the limit"], lines)
+    yield _caption(path, ours, on_cards[0], theirs)
+
+
+def _caption(path: Path, ours: Results, card_path: Path, theirs: Results) -> str:
+    """What the summary is measured on, beside what, and what limits it."""
+    processor, card = f"{ours.machine['processor']}, {ours.machine['cores']} cores", theirs.machine["gpu"]["name"]
     n_sentences = PASSAGE * ours.settings["reference_batches"]
-    yield (
-        f"The {MODEL} model's size with random weights, on {ours.machine['processor']}, {ours.machine['cores']} cores, "
-        f"{ours.date[:10]} (`benchmarks/results/{path.name}`), and on {theirs.machine['gpu']['name']}, "
-        f"{theirs.date[:10]} (`benchmarks/results/gpu/{on_cards[0].name}`), where all vectors stay on the card. One "
-        f"sentence has 20 words, all new. PyTorch runs the published algorithm: on the processor on {n_sentences} "
-        f"sentences of the text, sorted by length, in batches of {PASSAGE}; on the card on the same sentences, "
-        f"{baseline(theirs)}. The limit is that of the LSTM's products for every token, or of reading its weights for "
-        "one sentence. It can be passed: what sentences have in common is computed once, and some weights stay in a "
-        "cache. [docs/figures.md](docs/figures.md) has all tables and says how they are measured."
+    return (
+        f"- **Measured**: text of the King James Bible and the {MODEL} model's size, with random weights, whose values "
+        f"speed does not depend on; on {processor}, {ours.date[:10]} (`benchmarks/results/{path.name}`), and on "
+        f"{card}, {theirs.date[:10]} (`benchmarks/results/gpu/{card_path.name}`), where all vectors stay on the card. "
+        "One sentence has 20 words, all new.\n"
+        f"- **PyTorch**: the published algorithm in plain PyTorch. On the processor it has {n_sentences} sentences of "
+        f"the text, sorted by length, in batches of {PASSAGE}; on the card the same sentences as flashelmo, "
+        f"{baseline(theirs)}.\n"
+        "- **Limit**: what the machine allows for the LSTM's products of every token, or for reading its weights for "
+        "one sentence. More than 100% is possible, as what sentences have in common is computed once, and caches hold "
+        "some weights. [docs/figures.md](docs/figures.md) has all tables and says how they are measured."
     )
 
 
@@ -76,6 +84,11 @@ def baseline(results: Results) -> str:
     size = results.settings.get("eager_batch")  # before it got the best of several
     bulk = f"in batches of {size} as they come" if size else "sorted by length in the best of several batch sizes"
     return f"bulk text {bulk}, all others in one batch"
+
+
+def _times_as_fast(row: Row, peer: Row) -> float | None:
+    """By the same rounds' ratios; None where the two were not compared."""
+    return row.ratios.get(peer.name, row.ratios.get(peer.label))
 
 
 def _row(path: Path, results: Results, section: str, name: str, detail: str = "") -> Row:
@@ -109,6 +122,20 @@ def _fastest(rows: Iterable[Row]) -> Row | None:
 # ------------------------------------------------------------------------------------------------- docs/figures.md
 
 
+def heading(path: Path, folder: Path) -> str:
+    """What stands above the tables of a file of results: its name, which `_link` leads to."""
+    return f"### {_name(path, folder)}"
+
+
+def _name(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).with_suffix("").as_posix()
+
+
+def _link(path: Path, folder: Path) -> str:
+    name = _name(path, folder)
+    return f"[{name}](#{name.replace('/', '')})"
+
+
 def speeds(folder: Path) -> Iterator[str]:
     """A table for each question: bulk text and one sentence on every processor, and work of all sizes on each card."""
     processors = [
@@ -116,7 +143,7 @@ def speeds(folder: Path) -> Iterator[str]:
         for pattern, note in ((PROCESSOR, ""), (OLDER, ", older code"))
         for path in newest_first(folder.glob(pattern))
     ]
-    headings = ["", "fp32", "bf16", "int8", "PyTorch, fp32", "measured"]
+    headings = ["", "fp32", "bf16", "int8", "PyTorch, fp32", "rounds within", "measured"]
     for title, section, peer, details in (
         ("Bulk text, tokens/s", "bulk", SORTED, [""]),
         ("One sentence of 20 words, ms: with words that are new / known", "single", "", [COLD, WARM]),
@@ -124,11 +151,14 @@ def speeds(folder: Path) -> Iterator[str]:
         lines = []
         for path, results, note in processors:
             found = {(row.name, row.detail): row for row in results.section(section, MODEL) if row.median}
+            rival = found.get(("reference", peer))
+            cells = [[found.get((name, detail)) for detail in details] for name in ("fp32", "bf16", "int8")]
             lines.append(
                 [
-                    f"{results.machine['processor']}, {results.machine['cores']} cores (`{path.stem}`)",
-                    *(_cell(found.get((name, detail)) for detail in details) for name in ("fp32", "bf16", "int8")),
-                    _cell([found.get(("reference", peer))]),
+                    f"{results.machine['processor']}, {results.machine['cores']} cores: {_link(path, folder)}",
+                    *(_cell(cell, [rival]) for cell in cells),
+                    _cell([rival]),
+                    _spread([rival, *(row for cell in cells for row in cell)]),
                     results.date[:10] + note,
                 ]
             )
@@ -137,8 +167,8 @@ def speeds(folder: Path) -> Iterator[str]:
         results = Results.read(path)
         yield _on_card(results)
         yield (
-            f"`{path.stem}`, {results.date[:10]}; all vectors stay on the card; PyTorch gets {baseline(results)}. "
-            "cuDNN's LSTM has neither characters nor clips to compute."
+            f"{_link(path, folder)}, {results.date[:10]}; all vectors stay on the card; PyTorch gets "
+            f"{baseline(results)}. cuDNN's LSTM has neither characters nor clips to compute."
         )
 
 
@@ -152,14 +182,29 @@ def _on_card(results: Results) -> str:
         for detail in details if section == "bulk" else details[-1:]:
             found = [row for row in rows if row.detail == detail]
             best = [_fastest(row for row in found if row.name == name) for name in ours]
-            best += [
+            peers = [
                 _fastest(row for row in found if row.name.startswith(name))
                 for name in (f"{EAGER} fp32", f"{EAGER} bf16", "cuDNN LSTM")
             ]
-            lines.append([detail + what, *(_cell([row]) for row in best)])
+            in_bf16 = peers[:2] if peers[1] else []  # nothing is said where PyTorch had float32 alone
+            rivals = [in_bf16, in_bf16, peers[:1]]
+            cells = [_cell([row], those) for row, those in zip(best, rivals, strict=True)]
+            lines.append([detail + what, *cells, *(_cell([row]) for row in peers), _spread([*best, *peers])])
     headings = ["", "bf16", "int8", "fp32", "PyTorch, fp32", "PyTorch, bf16", "cuDNN's LSTM alone, in 16 bits"]
-    return markdown(f"On {results.machine['gpu']['name']}, tokens/s", headings, lines)
+    return markdown(f"On {results.machine['gpu']['name']}, tokens/s", [*headings, "rounds within"], lines)
 
 
-def _cell(rows: Iterable[Row | None]) -> str:
-    return " / ".join(figure(row.median) for row in rows if row)
+def _cell(rows: Iterable[Row | None], rivals: Iterable[Row | None] = ()) -> str:
+    """Figures, and behind each how many times as fast it is as the fastest rival."""
+    rival = _fastest(row for row in rivals if row)
+    found = []
+    for row in filter(None, rows):
+        times = _times_as_fast(row, rival) if rival else None
+        found.append(figure(row.median) + (f" ({times:.1f})" if times else ""))
+    return " / ".join(found)
+
+
+def _spread(rows: Iterable[Row | None]) -> str:
+    """How far any round was from its median at most."""
+    apart = [abs(sample / row.median - 1) for row in rows if row and row.median for sample in row.samples]
+    return percent(max(apart, default=None))

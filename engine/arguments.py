@@ -9,12 +9,13 @@ import re
 import sys
 from collections.abc import Mapping, Set
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from flashelmo.engine.errors import FlashElmoError
 
 ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")
 FLOAT32_MAX = (2 - 2**-23) * 2.0**127  # the largest number of this type
+DIGITS = 18  # of a whole number given as text
 LONGEST = 60  # characters of a value in an error
 
 
@@ -46,6 +47,11 @@ def whole_number(name: str, value: Any, least: int, most: int | None = None) -> 
         expected = f"{least} or more" if most is None and not too_large else f"{least} to {largest}"
         raise FlashElmoError(f"{name}: expected {expected}, found {shown(value)}")
     return number
+
+
+def is_decimal(text: str) -> bool:
+    """Whether a text is a whole number of not too many digits, which `int` would refuse."""
+    return text.isdecimal() and len(text) <= DIGITS
 
 
 def is_one_of(value: object, *names: str) -> bool:
@@ -98,6 +104,13 @@ def path_of(name: str, value: Any) -> Path:
         expected = "expected a path on this machine, as no address is downloaded"
         raise FlashElmoError(f"{name}: {expected}, found {address}; fetch it, say with curl -LO, and give its path")
     return Path(os.path.expanduser(text))
+
+
+def standard_input() -> IO[bytes]:
+    """Return it; FlashElmoError if this process has none."""
+    if sys.stdin is None:
+        raise FlashElmoError("-: standard input is closed")
+    return sys.stdin.buffer
 
 
 def is_stream(source: str | Path) -> bool:

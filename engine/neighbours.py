@@ -163,7 +163,7 @@ def _embedded(elmo: ElmoEmbedder, sentences: Iterable[Sequence[str]], layers: La
 def _position(tokens: Sequence[str], word: str | int) -> int:
     if isinstance(word, str):
         if word not in tokens:
-            raise FlashElmoError(f"word: expected one of {' '.join(tokens)!r}, found {word!r}")
+            raise FlashElmoError(f"word: expected a word of {' '.join(tokens)!r}, found {word!r}")
         return list(tokens).index(word)
     return whole_number("word", word, 0, len(tokens) - 1)
 

@@ -45,10 +45,10 @@ def model_card(metadata: Sequence[Metadata], reports: Sequence[Report]) -> str:
         *_conventions(first, halves=len(metadata) > 1 and "float16" in values),
         "## Use",
         f"```python\n{flashelmo_example(used, first)}```",
-        *([] if first.bucket else ["With ONNX Runtime and NumPy alone:", f"```python\n{bare_example(file, first)}```"]),
+        *([] if first.bucket else ["With only ONNX Runtime and NumPy:", f"```python\n{bare_example(file, first)}```"]),
         "## Origin",
         _origin(first),
-        "Verified again, from the weights that the files were exported from:",
+        "To verify a file again, with the weights that it was exported from:",
         f"```python\n{_VERIFY.format(file=file)}```",
     ]
     return "\n\n".join(parts) + "\n"
@@ -102,9 +102,9 @@ def _values(metadata: Metadata) -> str:
 def _meaning(name: str, metadata: Metadata) -> str:
     if name.startswith("hidden_states."):
         layer = name.rpartition(".")[2]
-        return "layer 0, the words by themselves" if layer == "0" else f"layer {layer}, of LSTMs"
+        return "layer 0: each word by itself" if layer == "0" else f"layer {layer}: an LSTM in both directions"
     if name == "token_embeddings":
-        return f"sum of all {len(metadata.mix)} layers, weighted by {', '.join(f'{w:.6g}' for w in metadata.mix)}"
+        return f"sum of the {len(metadata.mix)} layers, weighted by {', '.join(f'{w:.6g}' for w in metadata.mix)}"
     return MEANINGS[name].format(absent=metadata.config.absent_word_id)
 
 
@@ -134,63 +134,64 @@ MEANINGS = {
     "word_ids": "each word's row; {absent} where there is no token",
     "sentence_embedding": "mean of `token_embeddings` over the tokens; zeros for an empty sentence",
     "mask": "true where there is a token",
-    "state.hidden": "hidden states before the batch, zeros at first; row 2 * layer + direction, forward first",
-    "state.cell": "cells before the batch, likewise",
+    "state.hidden": "hidden states before the batch, initially zeros; index 2 * layer + direction, forward first",
+    "state.cell": "cell states before the batch, likewise",
     "new_state.hidden": "hidden states after the batch",
-    "new_state.cell": "cells after the batch",
+    "new_state.cell": "cell states after the batch",
 }
 
 _ABOUT = """\
-Embeddings from Language Models ([Peters et al. 2018](https://arxiv.org/abs/1802.05365)), a vector for every word of a \
-sentence: {words}, then {n_layers} layers of LSTMs in both directions, with cells of {cell} values and hidden states \
-of {half}. The forward LSTM's {half} values stand before the backward one's in each layer's {size}; layer 0, which \
-sees the word alone, has its vector twice."""
+ELMo, Embeddings from Language Models ([Peters et al. 2018](https://arxiv.org/abs/1802.05365)), gives a vector for \
+every word of a sentence: {words}, then {n_layers} layers of LSTMs in both directions, with cell states of {cell} \
+values and hidden states of {half}. Each layer's vectors have {size} values, those of the forward LSTM before those of \
+the backward one; layer 0, which depends on the word alone, repeats its {half} values."""
 
 _ERRORS = """\
-Below each output's name stands its relative error, ||a - b|| / ||b||, against the published algorithm in PyTorch and \
-float32: the worst of {cases} cases, {sentences} ragged sentences in all.{most} The reports beside the files have all \
-cases and bounds."""
+The columns named after outputs give their relative errors, ||a - b|| / ||b||, against the published algorithm in \
+PyTorch and float32: the worst of {cases} cases, which have {sentences} sentences of all lengths.{most} The reports \
+beside the files list all cases and bounds."""
 
 _INT8 = """\
-The int8 file holds the LSTMs' matrices as integers from -{levels} to {levels}, and quantizes each row of \
-their inputs by its own largest magnitude, so that a vector does not depend on the other sentences of its batch. """
+The int8 file stores the LSTMs' matrices as integers from -{levels} to {levels}, and quantizes each row of their \
+inputs by its own largest magnitude, so a vector does not depend on the other sentences of its batch. """
 
-_SEVEN_BITS = "Products of such weights, of 7 bits, are exact on every processor."
+_SEVEN_BITS = "Products of such 7-bit weights are exact on every processor."
 
 _EIGHT_BITS = """\
-x86 processors without VNNI (AVX-512 VNNI or AVX-VNNI) add products in pairs of 16 bits, which weights of 8 bits \
-saturate: there the errors are larger than above, unless the file is exported with `reduce_range`."""
+On x86 processors without VNNI (AVX-512 VNNI or AVX-VNNI), 8-bit weights may overflow the 16 bits in which pairs of \
+products are added, and errors are larger than above: for these, export the file with `reduce_range`."""
 
 _UNROLLED = """\
-Each file takes one shape: `batch_size` sentences of `sequence_length` tokens, as its name says; what a batch lacks is \
-padding. All nodes have kernels in ONNX Runtime's CUDA provider, so that `enable_cuda_graph` replays them. A folder's \
-files share `weights.onnx_data`, which is counted with each."""
+Each file takes one shape, which its name gives: `batch_size` sentences of `sequence_length` tokens. Smaller batches \
+are padded. All nodes have kernels in ONNX Runtime's CUDA provider, so they can be replayed as a CUDA graph \
+(`enable_cuda_graph`). The files of a folder share `weights.onnx_data`, which is counted in the size of each."""
 
 _PADDING = """\
-Sentences of a batch are padded on the right, and outputs are exactly zero where there is no token. A batch of no \
-sentences or no columns has outputs as empty. """
+Sentences of a batch are padded on the right, and outputs are exactly zero where there is no token. A batch without \
+sentences or columns gives correspondingly empty outputs. """
 
-_DECIDES = "`character_ids` alone determine where tokens are. "
+_DECIDES = "Where the tokens are follows from `character_ids` alone. "
 
-_HALF = "In the fp16 file float32 is float16, but for the cells of a stateful one."
+_HALF = "In the fp16 file, all float32 values are float16, except the cell states of a stateful file."
 
 _BOUNDARIES = """\
-Sentence boundaries are no input and no output: the graph adds them and takes them away."""
+Sentence boundaries are neither inputs nor outputs: the graph adds and removes them."""
 
 _DYNAMIC = """\
-`characters` may be any number from 1 to {most}: positions that are left out are padding."""
+`characters` may be any number from 1 to {most}: omitted positions count as padding."""
 
 _STATELESS = """\
-Every sentence starts from a fresh state: its vectors do not depend on the sentences before it, as they do in AllenNLP \
-and bilm-tf, which carry the state from batch to batch."""
+Every sentence starts from a fresh state, so its vectors do not depend on the sentences before it. In AllenNLP and \
+bilm-tf they do: these carry the state from batch to batch."""
 
 _STATEFUL = """\
 The LSTMs' states are inputs and outputs, as AllenNLP and bilm-tf carry them from batch to batch: row b of a batch \
-continues row b of the batch before. Zeros are a fresh state. An empty sentence still runs its two boundaries."""
+continues row b of the batch before. Zeros are a fresh state. An empty sentence still runs through its two \
+boundaries."""
 
 _METADATA = """\
-The file's metadata (`metadata_props`) hold these facts, the configuration, the lexicon and the mix; `report_sha256` \
-is the digest of the report beside the file."""
+The file's metadata (`metadata_props`) contain these facts, the configuration, the lexicon and the mix; \
+`report_sha256` is the digest of the report beside the file."""
 
 _VERIFY = """\
 from flashelmo import load_model

@@ -99,7 +99,7 @@ class Compiled(NamedTuple):
             return
         kernel, packed = self.kernel, self.kernel.c.with_integers(self.packed, integers)
         grids = array("i", (*grid, 1, 1)[:3])
-        series.launch([(kernel.c, packed, None)], FIRST, FIRST, grids, kernel.stream(self.device))
+        series.launch([(kernel.c, packed, None)], FIRST, FIRST, grids, self.device, kernel.stream(self.device))
 
 
 @cache

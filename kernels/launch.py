@@ -189,7 +189,7 @@ def _run_together(launches: Sequence[Launch]) -> None:
             integers.append(launch.arguments[named[which[-1]]])
             grids += (*launch.grid, 1, 1)[:3]
     with torch.cuda.device(device):
-        series.launch(parts, array("i", which), array("i", integers), array("i", grids), stream)
+        series.launch(parts, array("i", which), array("i", integers), array("i", grids), device, stream)
 
 
 _found: dict[Any, Kernel | None] = {}  # by device and signature

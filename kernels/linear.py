@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import triton
@@ -80,15 +81,18 @@ class LibraryProduct:
 
     @staticmethod
     def fn(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, precision: Products) -> None:
-        """Write x [D, n, K] @ weight [D, K, F] + bias [D, F] to out [D, n, F]; PyTorch's own precision is restored."""
+        """Write x [D, n, K] @ weight [D, K, F] + bias [D, F] to out [D, n, F]; PyTorch's own precision is restored.
+
+        `torch.set_float32_matmul_precision` raises in programs that set this attribute.
+        """
+        cublas: Any = torch.backends.cuda.matmul
         with _torch_precision:
-            before = torch.get_float32_matmul_precision()
-            torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+            before, cublas.fp32_precision = cublas.fp32_precision, precision
             try:
                 for each in zip(bias, x, weight, out, strict=True):
                     torch.addmm(*each[:3], out=each[3])
             finally:
-                torch.set_float32_matmul_precision(before)
+                cublas.fp32_precision = before
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         """Return what runs the product, as a kernel does for a grid."""

@@ -23,18 +23,53 @@ typedef struct {
 
 static CUresult (*launch_kernel)(const CUlaunchConfig *, CUfunction, void **, void **);
 static CUresult (*error_text)(CUresult, const char **);
+static CUresult (*driver_version)(int *);
+static CUresult (*current_context)(CUcontext *);
+static CUresult (*set_context)(CUcontext);
+static CUresult (*find_device)(CUdevice *, int);
+static CUresult (*retain_context)(CUcontext *, CUdevice);
 static CUdeviceptr no_scratch;
 
 static int find_driver(void) {
-    if (launch_kernel && error_text) return 1;
-    void *driver = dlopen("libcuda.so.1", RTLD_LAZY);
-    if (driver) {
-        *(void **)&launch_kernel = dlsym(driver, "cuLaunchKernelEx");
-        *(void **)&error_text = dlsym(driver, "cuGetErrorString");
+    static const struct {
+        const char *name;
+        void *found;
+    } functions[] = {
+        {"cuLaunchKernelEx", &launch_kernel}, {"cuGetErrorString", &error_text},
+        {"cuDriverGetVersion", &driver_version}, {"cuCtxGetCurrent", &current_context},
+        {"cuCtxSetCurrent", &set_context}, {"cuDeviceGet", &find_device},
+        {"cuDevicePrimaryCtxRetain", &retain_context},
+    };
+    static void *driver; /* once all functions are found */
+    if (driver) return 1;
+    void *opened = dlopen("libcuda.so.1", RTLD_LAZY);
+    for (size_t k = 0; k < sizeof functions / sizeof *functions; k++) {
+        void *function = opened ? dlsym(opened, functions[k].name) : NULL;
+        if (!function) {
+            PyErr_Format(PyExc_RuntimeError, "libcuda.so.1: expected %s, found no such function", functions[k].name);
+            return 0;
+        }
+        memcpy(functions[k].found, &function, sizeof function);
     }
-    if (launch_kernel && error_text) return 1;
-    PyErr_SetString(PyExc_RuntimeError, "libcuda.so.1: expected cuLaunchKernelEx and cuGetErrorString, found neither");
-    return 0;
+    driver = opened;
+    return 1;
+}
+
+/* Gives a thread that has no context, as a new one, that of a device; Triton's launchers do so too. */
+static CUresult ensure_context(int number) {
+    CUcontext context = NULL;
+    CUdevice device;
+    CUresult result = current_context(&context);
+    if (result != CUDA_SUCCESS || context) return result;
+    if ((result = find_device(&device, number)) != CUDA_SUCCESS) return result;
+    if ((result = retain_context(&context, device)) != CUDA_SUCCESS) return result;
+    return set_context(context);
+}
+
+/* Whether graphs may have launches that begin early: only since CUDA 12.3; a capture fails on an older driver. */
+static int captures_dependent(void) {
+    int version = 0;
+    return driver_version(&version) == CUDA_SUCCESS && version >= 12030;
 }
 
 /* Reads a part: (function, threads, shared, flags, values, parameter offsets, offset of the integer or -1). */
@@ -53,7 +88,7 @@ static int read_part(PyObject *given, Part *part, CUstream stream) {
         part->integer = at < 0 ? NULL : (int32_t *)(part->values + at);
         part->function = (CUfunction)function;
         unsigned n_attributes = 0;
-        if (flags & DEPENDENT) {
+        if (flags & DEPENDENT && captures_dependent()) {
             part->attributes[n_attributes].id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
             part->attributes[n_attributes++].value.programmaticStreamSerializationAllowed = 1;
         }
@@ -71,13 +106,15 @@ static int read_part(PyObject *given, Part *part, CUstream stream) {
     return part->values != NULL;
 }
 
-/* launch(parts, which, integers, grids, stream): each launch's part, its integer and its grid; int32 [n], [n],
+/* launch(parts, which, integers, grids, device, stream): each launch's part, its integer and its grid; int32 [n], [n],
    [n, 3]. */
 static PyObject *launch(PyObject *self, PyObject *args) {
     PyObject *given;
     Py_buffer which, integers, grids;
+    int device;
     unsigned long long stream;
-    if (!PyArg_ParseTuple(args, "O!y*y*y*K", &PyTuple_Type, &given, &which, &integers, &grids, &stream)) return NULL;
+    if (!PyArg_ParseTuple(args, "O!y*y*y*iK", &PyTuple_Type, &given, &which, &integers, &grids, &device, &stream))
+        return NULL;
     Py_ssize_t n = which.len / (Py_ssize_t)sizeof(int32_t), n_parts = PyTuple_GET_SIZE(given), n_read = 0;
     Part *parts = calloc(n_parts + 1, sizeof(Part));
     CUresult result = CUDA_SUCCESS;
@@ -85,6 +122,7 @@ static PyObject *launch(PyObject *self, PyObject *args) {
         while (n_read < n_parts && read_part(PyTuple_GET_ITEM(given, n_read), &parts[n_read], (CUstream)stream)) n_read++;
     if (parts && n_read == n_parts && !PyErr_Occurred()) {
         Py_BEGIN_ALLOW_THREADS;
+        result = ensure_context(device);
         for (Py_ssize_t k = 0; k < n && result == CUDA_SUCCESS; k++) {
             Part *part = &parts[((int32_t *)which.buf)[k]];
             const int32_t *grid = (int32_t *)grids.buf + 3 * k;

@@ -96,9 +96,10 @@ def launch(
     which: array[int],
     integers: array[int],
     grids: array[int],
+    device: int,
     stream: int,
 ) -> None:
-    """Queue launches on a stream of the current device.
+    """Queue launches on a stream of the current device, whose number is given.
 
     Args:
         parts: each a kernel, its packed values, and the name of the integer in which its launches differ; None if they
@@ -113,7 +114,7 @@ def launch(
         (*kernel[:4], packed, kernel.offsets, -1 if name is None else kernel.integers[name])
         for kernel, packed, name in parts
     )
-    _module().launch(given, which, integers, grids, stream)
+    _module().launch(given, which, integers, grids, device, stream)
 
 
 def _letters(kind: Any, size: int) -> Sequence[Any]:

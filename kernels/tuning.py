@@ -241,6 +241,10 @@ def split_sizes(P: int, device: torch.device) -> tuple[int, int]:
     return max(rows * P, programs * SPLIT_VALUES), max(max(blocks) * P, programs)
 
 
+# Of a program's wait for others: minutes, by estimate, where a step should take microseconds. Programs begin late where
+# kernels of other streams hold multiprocessors for as long as they run, as NCCL's do while they wait for another card.
+MOST_POLLS = 1 << 30
+
 EXCHANGED_ROWS = 32  # the most rows of a depth that programs of `lstm.persistent` exchange
 CLOCK_WORDS = 4  # per direction, before the values
 

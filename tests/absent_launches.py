@@ -6,6 +6,8 @@ Prints, as JSON, what each launch came to, by Triton's way and by ours.
 import ctypes
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -109,7 +111,7 @@ def launches() -> dict[str, tuple[int, list[Launch]]]:
     return some
 
 
-FIELDS = ("launches", "stream", "function", "attributes", "threads", "shared")
+FIELDS = ("launches", "stream", "function", "attributes", "threads", "shared", "context")
 
 
 class Launched(ctypes.Structure):
@@ -157,6 +159,12 @@ def main(folder: str) -> None:
             "parameters": list(launched.parameters[: n_parameters.value]),
         }
 
+    def in_a_thread(launch: Launch) -> dict[str, Any]:
+        """Which has no context at first."""
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(copy_context().run, told, launch).result()  # with Triton's allocator
+
+    version = ctypes.c_int.in_dll(driver, "version")
     found = {}
     others = launches()  # of other tensors, which the kernels that are compiled then are given too
     for name, (n_parameters.value, alike) in launches().items():
@@ -169,7 +177,11 @@ def main(folder: str) -> None:
             "together": [told(others[name][1][0], launch) for launch in alike],
             "from another device": told(alike[1], device=1),
             "together from another device": told(*alike[:2], device=1),
+            "in a thread": in_a_thread(alike[1]),
         }
+        version.value = 12020
+        found[name]["by an older driver"] = told(alike[1])
+        version.value = 13000
         triton.knobs.runtime.launch_enter_hook.add(heard.append)
         found[name]["with a hook"] = told(alike[1])
         found[name]["heard"] = [each.get()["name"] for each in heard]

@@ -13,7 +13,11 @@ from hypothesis import settings
 
 from flashelmo.cli import main
 from flashelmo.engine import choice
+from flashelmo.engine.cpu import pipeline
+from flashelmo.engine.cpu.pipeline import make_runtime
+from flashelmo.engine.cpu.runtime import Runtime
 from flashelmo.engine.model.checkpoints.native import write_native
+from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.processor import n_cores
 
 N_PROCESSES = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
@@ -137,6 +141,25 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny"
     write_native(MODELS["skip"], folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def runtimes() -> dict[Any, Runtime]:
+    """The processor's, by what they are made for."""
+    return {}
+
+
+@pytest.fixture
+def kept_runtimes(runtimes: dict[Any, Runtime], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Embedders of the same model share one: it holds no state, and takes most of a test's time to make."""
+
+    def keep(model: ElmoModel, *settings: Any) -> Runtime:
+        key = model.config, model.sha256, *settings
+        if key not in runtimes:
+            runtimes[key] = make_runtime(model, *settings)
+        return runtimes[key]
+
+    monkeypatch.setattr(pipeline, "make_runtime", keep)
 
 
 @pytest.fixture(scope="module")

@@ -318,14 +318,16 @@ def _has_tag(word: np.ndarray[Any, Any], tag: int) -> bool:
     return int(word[1]) == tag & 0xFFFFFFFF
 
 
-def _receive(p_words: tl.tensor, row: tl.tensor, tag: Any, stride: Any, n: Any) -> tl.tensor:
+def _receive(p_words: tl.tensor, row: tl.tensor, tag: Any, polls: Any, stride: Any, n: Any) -> tl.tensor:
     rows = np.broadcast_to(row.handle.data, np.broadcast_shapes(row.handle.data.shape, p_words.handle.data.shape))
     there, found = rows >= 0, np.zeros(rows.shape, np.uint32)
     found[there] = _await_words(_at(p_words, rows * _plain(stride))[there], _plain(tag))
     return _tensor(found.view(np.int32), tl.int32)
 
 
-def _receive_sums(p_words: tl.tensor, word: tl.tensor, tag: Any, splits: Any, stride: Any) -> tuple[tl.tensor, ...]:
+def _receive_sums(
+    p_words: tl.tensor, word: tl.tensor, tag: Any, polls: Any, splits: Any, stride: Any
+) -> tuple[tl.tensor, ...]:
     words = word.handle.data
     there, sums = words >= 0, [np.zeros(words.shape, np.float32) for _ in range(2)]
     for split, which in product(range(_plain(splits)), range(2)):

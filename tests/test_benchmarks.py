@@ -419,9 +419,10 @@ def test_a_summary_compares_like_with_like(tmp_path: Path) -> None:
     (tmp_path / "older").mkdir()
     (tmp_path / "abacus.json").rename(tmp_path / "older" / "abacus.json")
     first, second, third, _ = report.speeds(tmp_path)
-    assert "| Abacus, 2 cores (`abacus`) | 1,600 | 1,500 | 1,500 | 100 | 2030-01-02, older code |" in first
-    assert "| 30 |  | 30 | 90 | 2030-01-02, older code |" in second
-    assert "| few of bulk text | 5,000 |  | 5,000 | 263 | 357 |  |" in third
+    assert "(#olderabacus) | 1,600 (16.0) | 1,500 (15.0) | 1,500 (15.0) | 100 | 6% | 2030-01-02, older code |" in first
+    assert "| 30 (3.1) |  | 30 (3.1) | 90 | 0% | 2030-01-02, older code |" in second
+    assert "| few of bulk text | 5,000 (14.0) |  | 5,000 (19.0) | 263 | 357 |  | 0% |" in third
+    assert next(report.generate("older", tmp_path)) == "### older/abacus"
     replace(card, rows=later[1:], settings={}).write(tmp_path / "gpu" / "gpu-card.json")
     (tmp_path / "older" / "abacus.json").rename(tmp_path / "abacus.json")
     with pytest.raises(FlashElmoError, match=r"gpu-card\.json: expected flashelmo bf16 beside PyTorch eager bf16"):

@@ -8,6 +8,7 @@ import os
 import pickle
 import shutil
 import threading
+import time
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
@@ -23,8 +24,8 @@ from tiny_models import MODELS
 
 from flashelmo import open_embeddings
 from flashelmo.cli import main
+from flashelmo.engine.bulk import parquet_shard
 from flashelmo.engine.bulk import run as run_module
-from flashelmo.engine.bulk import shard_writer
 from flashelmo.engine.bulk.folder import first_difference, verify
 from flashelmo.engine.bulk.locks import locked
 from flashelmo.engine.bulk.parts import Part, Place, Reader
@@ -38,6 +39,7 @@ from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints.native import write_native
 from flashelmo.engine.output import Output
+from flashelmo.engine.sinks.files import NewFile
 
 TEXT = "\n".join(LINES) + "\n"
 OUTPUTS = [Output(), Output("top", "float16"), Output((0, 2), pool="mean"), Output("average", pool="mean")]
@@ -141,7 +143,7 @@ def test_others_read_the_files(tmp_path: Path, run: Callable[..., Report], embed
 def test_row_groups_are_bounded(
     tmp_path: Path, run: Callable[..., Report], embedder: ElmoEmbedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shard_writer, "GROUP_BYTES", 4 * 3 * 8 * 4)
+    monkeypatch.setattr(parquet_shard, "GROUP_BYTES", 4 * 3 * 8 * 4)
     run(format="parquet", shard_records=24)
     metadata = pq.ParquetFile(tmp_path / "out" / "shard-00000000.parquet").metadata
     assert [metadata.row_group(k).num_rows for k in range(4)] == [3, 1, 1, 1]
@@ -462,16 +464,16 @@ def test_a_full_disk_ends_the_run_and_keeps_what_is_finished(
     tmp_path: Path, run: Callable[..., Report], monkeypatch: pytest.MonkeyPatch, no_waiting: None
 ) -> None:
     run("whole")
-    write, full = shard_writer.NewFile.write, {"suffix": ""}
+    write, full = NewFile.write, {"suffix": ""}
     tried: list[str] = []
 
-    def fill(file: shard_writer.NewFile, data: Any) -> int:
+    def fill(file: NewFile, data: Any) -> int:
         if file.path.name == f"shard-00000002{full['suffix']}":
             tried.append(file.path.name)
             raise OSError(errno.ENOSPC, "No space left on device")
         return write(file, data)
 
-    monkeypatch.setattr(shard_writer.NewFile, "write", fill)
+    monkeypatch.setattr(NewFile, "write", fill)
     for suffix in (".safetensors", ".parquet", ".json"):
         full["suffix"] = suffix
         tried.clear()
@@ -493,19 +495,45 @@ def test_a_shard_is_tried_again(
     tmp_path: Path, run: Callable[..., Report], monkeypatch: pytest.MonkeyPatch, no_waiting: None
 ) -> None:
     run("whole")
-    left, write = {"shard-00000001.safetensors": 1, "shard-00000003.parquet": 2}, shard_writer.NewFile.write
+    left, write = {"shard-00000001.safetensors": 1, "shard-00000003.parquet": 2}, NewFile.write
 
-    def fail_at_times(file: shard_writer.NewFile, data: Any) -> int:
+    def fail_at_times(file: NewFile, data: Any) -> int:
         if left.get(file.path.name):
             left[file.path.name] -= 1
             raise OSError(errno.EIO, "Input/output error")
         return write(file, data)
 
-    monkeypatch.setattr(shard_writer.NewFile, "write", fail_at_times)
+    monkeypatch.setattr(NewFile, "write", fail_at_times)
     seen: list[float] = []
     report = run(on_progress=lambda n_bytes, n_tokens: seen.append(n_tokens))
     assert report.shards == 5 and set(left.values()) == {0} and seen[-1] == report.tokens
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_no_shard_is_lost_that_was_read_when_the_disk_failed(
+    tmp_path: Path, run: Callable[..., Report], monkeypatch: pytest.MonkeyPatch, no_waiting: None
+) -> None:
+    """It fails before anything is written, and then twice at one shard, behind which all others have been read."""
+    left, usage, write = [1, 2], shutil.disk_usage, NewFile.write
+
+    def fail(k: int) -> None:
+        if left[k]:
+            left[k] -= 1
+            time.sleep(0.2 * k)
+            raise OSError(errno.EIO, "Input/output error")
+
+    def fail_at_first(path: Path) -> Any:
+        fail(0)
+        return usage(path)
+
+    def fail_twice(file: NewFile, data: Any) -> int:
+        fail(1) if file.path.name == "shard-00000001.safetensors" else None
+        return write(file, data)
+
+    monkeypatch.setattr(shutil, "disk_usage", fail_at_first)
+    monkeypatch.setattr(NewFile, "write", fail_twice)
+    assert run(shard_records=1).shards == len(LINES) and left == [0, 0]
+    assert verify(tmp_path / "out") == []
 
 
 class Unsteady:
@@ -636,6 +664,9 @@ def test_commands(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", "out"]) == 1
     assert capfd.readouterr().out.startswith("shard-00000001.safetensors: expected ")
     assert main([*command, "--layers", "top", "--resume", "-q"]) == 0 and main(["verify", "out"]) == 0
+    capfd.readouterr()
+    assert main([*command, "--layers", "top", "--resume"]) == 0
+    assert capfd.readouterr().err == "out: 0 shards written, 0 bytes; 4 finished before\n"
     assert main([*command, "--resume"]) == 1
     capfd.readouterr()
     assert main([*command[:2], "v.x", *command[3:], "--format", "parquet", "--num-shards", "2", "--shard-id", "1"]) == 0
@@ -663,6 +694,7 @@ def test_commands(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
         (["out", "--stateful"], "stateful: expected an embedder that carries no state"),
         (["model"], "model: expected an empty folder or one of shards, found config.json"),
         (["out", "--report", "absent/r.json"], "--report: expected a file name in an existing folder"),
+        (["out", "--report", "./out"], "--report: expected a file name in an existing folder, found out"),
         (
             ["out", "--report", "./text.txt"],
             "--report: text.txt: is the input text itself",

@@ -340,6 +340,10 @@ def test_convert_with_options_elsewhere(tmp_path):
     (tmp_path / "model" / "options.json").rename(tmp_path / "o.json")
     convert(tmp_path / "model", tmp_path / "native", options_file=tmp_path / "o.json")
     assert load_model(tmp_path / "native").config == MODELS["skip"].config
+    own, other = tmp_path / "native" / "config.json", tmp_path / "o.json"
+    assert load_model(tmp_path / "native" / "model.safetensors", own).config == MODELS["skip"].config
+    with pytest.raises(FlashElmoError, match=r"o\.json: expected HDF5 weights with an options file, found .*native, "):
+        load_model(tmp_path / "native", other)
 
 
 @pytest.mark.parametrize("name", ["model", "model/model.safetensors", "model.zip", "manylangs"])

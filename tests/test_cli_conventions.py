@@ -13,7 +13,9 @@ from typer.main import get_command
 
 from flashelmo.cli import main
 from flashelmo.cli.commands import app
+from flashelmo.engine.bulk.records import FORMATS
 from flashelmo.engine.model.checkpoints.native import write_native
+from flashelmo.engine.model.initialize import PRESETS
 from flashelmo.engine.precision import PRECISIONS
 
 COMMANDS = get_command(app).commands  # type: ignore[attr-defined]
@@ -85,6 +87,14 @@ def test_help_fits_a_narrow_terminal(
     assert [
         option for each in COMMANDS[name].params for option in each.opts if option not in text and option[:1] == "-"
     ] == []
+
+
+def test_help_names_what_the_engine_takes() -> None:
+    """Where help has it by hand, so that it need not load the engine."""
+    shown = {each.name: str(each.metavar).split("|") for each in COMMANDS["embed"].params}
+    assert shown["input_format"] == list(FORMATS)
+    shown = {each.name: str(each.metavar).split("|") for name in ("init", "train") for each in COMMANDS[name].params}
+    assert shown["preset"] == list(PRESETS)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from cuda_runs import (
     pipeline_of,
 )
 
+from flashelmo.engine.captures import abandon
 from flashelmo.engine.cuda import cuda_graphs as graphs_module
 from flashelmo.engine.cuda import state, transfer
 from flashelmo.engine.cuda.cuda_graphs import Captured, GraphCache
@@ -118,6 +120,38 @@ def test_memory_that_is_lacking_is_no_fault_of_graphs(error: Exception) -> None:
     with pytest.raises(type(error), match="out of memory"):
         captured(cache, "a")
     assert cache.works
+
+
+def test_a_capture_that_failed_is_not_under_way_for_the_generator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which PyTorch tells of a capture's end only where that succeeds."""
+
+    class Graph:
+        is_capturing = False
+
+        def capture_begin(self, **_: Any) -> None:
+            Graph.is_capturing = True
+
+        def capture_end(self) -> None:
+            if not launched:
+                raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+            Graph.is_capturing = False
+
+        def reset(self) -> None: ...
+
+    launched: list[int] = []
+    for name, instead in {
+        "CUDAGraph": Graph,
+        "Stream": object,
+        "stream": lambda _: nullcontext(),
+        "_sleep": launched.append,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, instead)
+    graph = Graph()
+    with pytest.raises(ValueError, match="what it stops at"):
+        graphs_module._record(graph, (0, 1), lambda: int("what it stops at"))  # type: ignore[arg-type, return-value]
+    assert Graph.is_capturing
+    abandon(graph, (0, 1))
+    assert not Graph.is_capturing
 
 
 def test_results_of_graphs_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

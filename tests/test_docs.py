@@ -50,11 +50,13 @@ NOT_RUN = {
     ("docs/gpu.md", "--precision bf16"): "needs a card",
     ("docs/kernels.md", "python -m benchmarks resources"): "compiles for minutes, and the rest needs a card",
     ("docs/gpu.md", '"cuda:1"'): "needs two cards",
+    ("docs/bulk.md", "for card in"): "needs several cards",
     ("docs/bulk.md", "--ray auto"): "needs a cluster; `make test-ray` starts one",
     ("docs/bulk.md", "import ray"): "needs Ray and cards",
     ("docs/coming-from.md", "elmo = ElmoEmbedder(options_file"): "AllenNLP's",
     ("docs/coming-from.md", "from bilm import"): "bilm-tf's",
     ("docs/coming-from.md", "from simple_elmo import"): "simple_elmo's",
+    ("docs/coming-from.md", "from elmoformanylangs"): "ELMoForManyLangs'",
     ("docs/coming-from.md", "as SeqVec"): "SeqVec's",
     ("docs/coming-from.md", "import tensorflow_hub"): "TensorFlow's",
     ("docs/coming-from.md", "import ELMoEmbeddings"): "flair's of old",
@@ -68,7 +70,7 @@ NOT_RUN = {
     ("docs/onnx.md", 'providers="cuda"'): "needs a card",
     ("docs/training.md", "pip install"): "would install into whatever environment there is",
     ("docs/training.md", "--device cuda"): "needs a card",
-    ("docs/training.md", "torchrun"): "needs several cards; test_training.py starts two processes",
+    ("docs/training.md", "torchrun"): "needs several cards; test_training_processes.py starts two processes",
     ("docs/onnx.md", "docker run"): "needs Docker",
 }
 

@@ -1,5 +1,6 @@
 """Forked processes: what was used before the fork works in the child, whatever other threads were doing."""
 
+import json
 import multiprocessing
 import os
 import signal
@@ -9,6 +10,7 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +97,38 @@ def test_an_embedder_that_was_used_works_in_a_forked_process(embedder: ElmoEmbed
 
     assert succeeds_in_a_fork(check)
     assert gives(lambda: embedder.embed_batch(MANY), expected)
+
+
+class Port(BaseHTTPRequestHandler):
+    """Tells each client the port that it comes from, over connections that stay open."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        body = json.dumps(self.client_address[1]).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        pass
+
+
+def test_a_client_of_the_service_has_connections_of_its_own_in_a_forked_process() -> None:
+    """On one and the same, each would read the other's answers."""
+    client_module = pytest.importorskip("flashelmo.client", reason="the extra [client] is not installed")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Port) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with client_module.Client(f"http://127.0.0.1:{server.server_port}") as client:
+
+            def port() -> Any:
+                return client._request("GET", "/").json()
+
+            ours = port()
+            assert succeeds_in_a_fork(lambda: port() != ours)
+            assert port() == ours
+        server.shutdown()
 
 
 def test_openvino_in_a_forked_process_whatever_the_parent_used_it_for() -> None:

@@ -82,6 +82,7 @@ def test_all_is_small_and_says_what_it_is_of() -> None:
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) <= 200_000
 
 
+@pytest.mark.usefixtures("kept_runtimes")
 @pytest.mark.parametrize("runtime", FLOAT32_RUNTIMES)
 def test_without_state(case: Case, folder: Path, runtime: RuntimeName) -> None:
     expected = case.fresh_outputs()
@@ -91,6 +92,7 @@ def test_without_state(case: Case, folder: Path, runtime: RuntimeName) -> None:
     assert_close([embedder.embed_sentence(sentence) for sentence in sentences], expected)
 
 
+@pytest.mark.usefixtures("kept_runtimes")
 @pytest.mark.parametrize("runtime", FLOAT32_RUNTIMES)
 def test_with_state(case: Case, folder: Path, runtime: RuntimeName) -> None:
     settings: dict[str, Any] = {"device": "cpu", "precision": "fp32", "runtime": runtime, "stateful": True}

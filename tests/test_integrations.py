@@ -75,6 +75,14 @@ def test_texts(model: Path, elmo: ElmoEmbedder, means: Array) -> None:
     assert [len(each) for each in moses(["the cat, sat.", ["the cat"], "two\nlines"])] == [5, 1, 2]
 
 
+@pytest.mark.parametrize("options", [{"layers": "top"}, {"model": "x"}, 7, ["precision"]])
+def test_options_are_those_of_the_embedder(options: Any, model: Path) -> None:
+    assert TextEmbedder.of(model, None).options == {}
+    assert TextEmbedder.of(model, {"threads": 1}, layers="top").options == {"threads": 1}
+    with pytest.raises(FlashElmoError, match=r"^options: expected those of ElmoEmbedder\.load"):
+        TextEmbedder.of(model, options, layers="average")
+
+
 def test_texts_are_pickled_as_their_arguments(model: Path, means: Array) -> None:
     texts = TextEmbedder(model, precision="fp32")
     before = pickle.dumps(texts)
@@ -92,6 +100,9 @@ def test_batches(model: Path, means: Array) -> None:
     np.testing.assert_array_equal(found["embedding"], means[:2])
     with pytest.raises(FlashElmoError, match=r"^column: expected 'body', found id, text$"):
         EmbedBatch(model, "body")(batch)
+    rows: Any = [batch]
+    with pytest.raises(FlashElmoError, match=r"^batch: expected columns by name, .* found list$"):
+        EmbedBatch(model)(rows)
 
 
 @pytest.mark.parametrize("name", ["sklearn", "sentence_transformers", "spacy", "flair", "langchain"])
@@ -117,8 +128,10 @@ def test_scikit_learn(model: Path, means: Array) -> None:
     again = sklearn.clone(step).set_params(pool="max", layers="all")
     assert again.transform(TEXTS).shape == (5, 24) and step.get_params()["pool"] == "mean"
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(step)).transform(TEXTS), means)
-    with pytest.raises(FlashElmoError, match="pool"):
-        ElmoTransformer(str(model), pool="sum").fit(TEXTS)
+    wrong: list[tuple[str, Any]] = [("pool", "sum"), ("pool", None), ("tokenizer", "x"), ("mix", [1]), ("layers", 9)]
+    for name, value in wrong:
+        with pytest.raises(FlashElmoError, match=f"^{name}: expected "):
+            ElmoTransformer(str(model), **{name: value}).fit(TEXTS)
 
 
 @quiet
@@ -158,6 +171,12 @@ def test_sentence_transformers(model: Path, means: Array, tmp_path: Path) -> Non
     whole.save(str(tmp_path / "saved"))
     again = SentenceTransformer(str(tmp_path / "saved"), device="cpu", trust_remote_code=True)
     np.testing.assert_allclose(again.encode(TEXTS), means, atol=1e-6)
+    bounded = SentenceTransformer(modules=[Elmo(model, options={"keep_sentence_boundaries": True})], device="cpu")
+    bounded.save(str(tmp_path / "bounded"))
+    again = SentenceTransformer(str(tmp_path / "bounded"), device="cpu", trust_remote_code=True)
+    assert again({"texts": ["cat"]})["token_embeddings"].shape == (1, 3, 8)
+    with pytest.raises(FlashElmoError, match="sentence 0: expected text or a list of tokens, found 7"):
+        whole.encode([7])
     similar = whole.similarity(whole.encode(["the cat"]), whole.encode(["the cat", "sat"]))[0]
     assert similar[0] > 0.999 > similar[1]
 
@@ -182,6 +201,8 @@ def test_spacy(model: Path, elmo: ElmoEmbedder) -> None:
     assert doc.has_vector and doc[0].has_vector and np.isclose(doc[0].vector_norm, np.linalg.norm(expected[0]))
     cosine = expected[0] @ expected[1] / np.linalg.norm(expected[0]) / np.linalg.norm(expected[1])
     assert np.isclose(doc[0].similarity(doc[1]), cosine) and np.isclose(doc.similarity(nlp("The cat, sat.")), 1)
+    assert np.isclose(doc[:1].similarity(doc[1]), cosine) and np.isclose(doc[:1].similarity(doc[1:2]), cosine)
+    assert np.isclose(doc[:1].vector_norm, doc[0].vector_norm) and np.isclose(doc.similarity(doc[:]), 1)
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(doc))[1].vector, expected[1])
     several = list(nlp.pipe(["The cat, sat.", "", "cat"], batch_size=2))
     np.testing.assert_array_equal(several[0].tensor, expected)

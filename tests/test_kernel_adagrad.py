@@ -14,7 +14,7 @@ from flashelmo.kernels.adagrad import TILE, adagrad_launch  # noqa: E402
 SIZES = ((1,), (3, 5), (TILE.columns,), (TILE.columns + 1,), (2, TILE.columns + 7))
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10, deadline=None, derandomize=True)
 @given(st.lists(st.sampled_from(SIZES), min_size=1, max_size=3), st.sampled_from([1.0, 0.25, 0.0]), st.integers(0, 99))
 def test_steps_are_those_of_the_operations(sizes: list[tuple[int, ...]], scale: float, seed: int) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -34,7 +34,7 @@ def test_steps_are_those_of_the_operations(sizes: list[tuple[int, ...]], scale: 
                 optimizer.step()
         accumulators = [optimizer.state[parameter]["accumulator"] for parameter in parameters]
         found.append([*(each.detach() for each in (*parameters, untouched)), *accumulators])
-    torch.testing.assert_close(*found, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(*found, rtol=1e-6, atol=1e-6)  # parameters are differences of values of about 1
 
 
 def test_a_gradient_that_is_not_finite_is_seen_in_the_parameter() -> None:

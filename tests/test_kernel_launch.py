@@ -148,6 +148,9 @@ def test_the_driver_is_told_what_triton_tells_it(told: dict[str, Any], name: str
     assert len({tuple(each["parameters"]) for each in ours}) == 4
     attribute = {"dependent": 1 << 6, "all at once": 1 << 2}.get(name, 0)  # CU_LAUNCH_ATTRIBUTE_...
     assert {each["attributes"] for each in ours} == {attribute}
+    second = {**ours[1], "by Triton": needs_triton, "by us": 1 - needs_triton}
+    assert told[name]["in a thread"] == second and second["context"] == 1  # of device 0
+    assert told[name]["by an older driver"] == {**second, "attributes": attribute & ~(1 << 6)}
 
 
 @pytest.mark.parametrize("name", ["tuple", "descriptors"])

@@ -1,6 +1,7 @@
 """The product with bias against plain PyTorch in float64."""
 
 import threading
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -119,10 +120,18 @@ def test_not_a_number_stays_one(device):
     assert found[1].isnan().all() and found[[0, 2, 3]].isfinite().all()
 
 
-@pytest.mark.parametrize("D", [None, 2])
-@pytest.mark.parametrize("precision", ["ieee", "tf32"])
-def test_many_rows_of_float32_by_the_library(precision, D, device, monkeypatch):
-    """Of matrices that lie apart; PyTorch's own precision is afterwards what it was."""
+@pytest.fixture(params=["none", "ieee", "tf32"])
+def own(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A precision that a program sets by PyTorch's newer way."""
+    cublas: Any = torch.backends.cuda.matmul
+    before, cublas.fp32_precision = cublas.fp32_precision, request.param
+    yield request.param
+    cublas.fp32_precision = before
+
+
+@pytest.mark.parametrize(("D", "precision"), [(None, "ieee"), (2, "tf32")])
+def test_many_rows_of_float32_by_the_library(precision, D, own, device, monkeypatch):
+    """Of matrices that lie apart; PyTorch's own precision is afterwards what it was, however a program has set it."""
     x, weight, bias = arguments(module.LIBRARY_ROWS, 20, 36, D=D, device=device)
     if D:
         weight = torch.stack([weight, weight], dim=1)[:, 0]
@@ -130,12 +139,19 @@ def test_many_rows_of_float32_by_the_library(precision, D, device, monkeypatch):
     assert module.by_library(x, n) == (device == "cuda") and not module.by_library(x.half(), n)
     monkeypatch.setattr(module, "by_library", lambda *_: True)
     seen: list[str] = []
-    monkeypatch.setattr(torch, "set_float32_matmul_precision", seen.append)
+    addmm = torch.addmm
+
+    def seen_by(*given, out):
+        seen.append(cublas.fp32_precision)
+        return addmm(*given, out=out)
+
+    cublas = torch.backends.cuda.matmul
+    monkeypatch.setattr(torch, "addmm", seen_by)
     out = poisoned(*x.shape[:-1], 36, dtype=torch.float32, device=device)
     launch = linear_launch(x, weight, bias, out, precision=precision)
     assert launch.kernel.fn is module.LibraryProduct.fn
     launch.run()
-    assert seen == ["high" if precision == "tf32" else "highest", torch.get_float32_matmul_precision()]
+    assert seen == [precision] * (D or 1) and cublas.fp32_precision == own
     check_against_truth(out, x, weight, bias)
 
 
@@ -146,10 +162,10 @@ def test_products_in_two_precisions_at_once_leave_pytorch_as_it_was(monkeypatch:
     def addmm(*_: Any, out: Any) -> None:
         with suppress(threading.BrokenBarrierError):
             computing.wait(0.2)  # for the other, which does not come
-        seen.append(torch.get_float32_matmul_precision())
+        seen.append(torch.backends.cuda.matmul.fp32_precision)
 
     monkeypatch.setattr(torch, "addmm", addmm)
-    before = torch.get_float32_matmul_precision()
+    before = torch.backends.cuda.matmul.fp32_precision
     x = torch.zeros(1, 1, 1)
     threads = [
         threading.Thread(target=module.LibraryProduct.fn, args=(x, x, x, x, precision))
@@ -159,7 +175,7 @@ def test_products_in_two_precisions_at_once_leave_pytorch_as_it_was(monkeypatch:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(seen) == ["high", "highest"] and torch.get_float32_matmul_precision() == before
+    assert sorted(seen) == ["ieee", "tf32"] and torch.backends.cuda.matmul.fp32_precision == before
 
 
 # ------------------------------------------------------------------------------------------------------ by bulk copies

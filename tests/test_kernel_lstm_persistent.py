@@ -26,7 +26,7 @@ from flashelmo.kernels.lstm import layer as table
 from flashelmo.kernels.lstm import persistent, persistent_kernel, proven
 from flashelmo.kernels.lstm.layer import Variant
 from flashelmo.kernels.lstm.run import InputWords, LayerRun, Workspace, new_tensors
-from flashelmo.kernels.tuning import CLOCK_WORDS, exchange_size
+from flashelmo.kernels.tuning import CLOCK_WORDS, MOST_POLLS, exchange_size
 
 SIZES = dict(P=128, C=512)  # 8 programs of a direction, of which 2 share a split
 BOUND = PRECISIONS["fp16"].bounds["cuda"].relative or 0.0
@@ -186,6 +186,7 @@ def test_room_for_what_is_exchanged_is_asked_for(device: str) -> None:
 def test_programs_that_wait_for_each_other_are_launched_at_once() -> None:
     launch = launches_of(made("cpu", ((1,), (1,))).poisoned(), "persistent")[-1]
     assert launch.options["launch_cooperative_grid"] is True and launch.grid == (8, 2)
+    assert launch.arguments["polls"] == MOST_POLLS > 1 << 28  # other streams may keep them waiting for long
     assert [tile.rows for tile in persistent.TILES] == [16, 32]
 
 
@@ -256,20 +257,22 @@ def test_words_are_waited_for(n: int) -> None:
     """Those of rows 9, 7, 6, ... in a column, STRIDE words apart, and none of an absent row."""
     rows = [-1 if k == 1 else 9 - k for k in range(n)]
     words = Words({3 * row: (0xA0000000 + row, 2 + k) for k, row in enumerate(rows) if row >= 0})
-    operands = [*[0] * n, *rows, *[BASE] * n, *[TAG] * n]
-    found = run_assembly(persistent_kernel.receive_code.fn(n, 3, POLLS), operands, words)
+    operands = [*[0] * n, *rows, *[BASE] * n, *[TAG] * n, *[POLLS] * n]
+    found = run_assembly(persistent_kernel.receive_code.fn(n, 3), operands, words)
     expected = [0xA0000000 + row if row >= 0 else 0 for row in rows]
     assert [set(found[f"${k}"].tolist()) for k in range(n)] == [{value} for value in expected]
     assert set(words.looks.values()) == {
         max(since for _, since in words.values.values())
     }  # all again until the last is there
-    assert persistent_kernel.receive_constraints.fn(n).split(",") == ["=&r"] * n + ["r"] * n + ["l"] * n + ["r"] * n
+    constraints = ["=&r"] * n + ["r"] * n + ["l"] * n + ["r"] * n + ["r"] * n
+    assert persistent_kernel.receive_constraints.fn(n).split(",") == constraints
 
 
 @pytest.mark.parametrize("since", [POLLS, POLLS + 1])
 def test_a_wait_ends(since: int) -> None:
     words = Words({0: (1, 1), 3: (2, since)})
-    found = results(persistent_kernel.receive_code.fn(2, 3, POLLS), [0, 0, 0, 1, BASE, BASE, TAG, TAG], words)
+    operands = [0, 0, 0, 1, BASE, BASE, TAG, TAG, POLLS, POLLS]
+    found = results(persistent_kernel.receive_code.fn(2, 3), operands, words)
     assert words.looks[3] == POLLS
     assert found == ([1, 2] if since == POLLS else [-1, -1])
 
@@ -284,13 +287,13 @@ def test_sums_of_splits_are_waited_for_and_added(splits: int, late: int) -> None
     of_words = {10 + 6 * split + k: (bits(each[k]), 1) for split, each in enumerate(values) for k in range(2)}
     last = 10 + 6 * (splits - 1) + 1
     words = Words(of_words | {last: (of_words[last][0], late)})
-    code = persistent_kernel.receive_sums_code.fn(splits, 6, POLLS)
-    found = results(code, [0, 0, 10, BASE, TAG], words, np.float32)
+    code = persistent_kernel.receive_sums_code.fn(splits, 6)
+    found = results(code, [0, 0, 10, BASE, TAG, POLLS], words, np.float32)
     expected = [sum(each[k] for each in values) for k in range(2)] if late <= POLLS else [torch.nan] * 2
     torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
     assert words.looks[last] == min(late, POLLS)
     looks = dict(words.looks)
-    assert results(code, [0, 0, -1, BASE, TAG], words, np.float32) == [0, 0] and words.looks == looks
+    assert results(code, [0, 0, -1, BASE, TAG, POLLS], words, np.float32) == [0, 0] and words.looks == looks
 
 
 def test_a_value_is_sent_with_its_tag() -> None:

@@ -37,16 +37,18 @@ class MadeUp:
 
     Attributes:
         seen: how often its launches were asked for.
+        polls: with which option, last.
     """
 
     def __init__(self, kind: str = "right") -> None:
-        self.kind, self.seen = kind, 0
+        self.kind, self.seen, self.polls = kind, 0, 0
 
     def serves(self, run: LayerRun, rows: int) -> bool:
         return rows <= 3
 
     def launches(self, run: LayerRun, depths: range) -> Iterator[Launch]:
         self.seen += 1
+        self.polls = run.options.polls
         launches = list(fused.launches(run, depths))
         if self.kind == "raises":
             raise RuntimeError("Triton Error [CUDA]: no kernel image\nand a long story")
@@ -120,6 +122,7 @@ def test_what_is_right_serves_and_is_not_compared_again(
     made_up = install(monkeypatch)
     assert chosen(device, skip=skip)[:2] == ["made up"] * 2 and made_up.seen == proven.TIMES
     assert chosen(device, skip=skip)[2] != "made up" and made_up.seen == proven.TIMES
+    assert made_up.polls == proven.POLLS < LaunchOptions().polls  # what waits in vain is found out soon
     (path,) = folder.iterdir()
     kept = json.loads(path.read_text(encoding="utf-8"))
     assert kept["why"] == "" and kept["identity"]["variant"] == "made up" and kept["identity"]["skip"] is skip
@@ -146,7 +149,7 @@ def test_what_no_card_has_run_is_compared_more_often(device: str, monkeypatch: p
     ("kind", "why"),
     [
         ("wrong", "its vectors are off by 0.01 where 1e-05 is allowed"),
-        ("writes nothing", "its vectors are off by nan where 1e-05 is allowed"),
+        ("writes nothing", "its vectors are off by nan where 1e-05 is allowed"),  # which is seen at once
         ("wrong by chance", "its vectors are off by 1 where 1e-05 is allowed"),
         ("raises", "it raises RuntimeError: Triton Error [CUDA]: no kernel image"),
     ],
@@ -164,6 +167,7 @@ def test_what_is_wrong_is_not_used_and_one_warning_says_so(
         f"device {where}: LSTM variant 'made up' is not used, as {why}; others serve in its place"
     )
     seen = made_up.seen
+    assert seen == (1 if kind in ("writes nothing", "raises") else proven.TIMES) * 2  # with the skip connection too
     forget(monkeypatch)
     caplog.clear()
     assert "made up" not in chosen(device) and made_up.seen == seen  # kept, and said again by another process
@@ -195,6 +199,38 @@ def test_a_shortage_that_may_pass_is_no_verdict(
         chosen(device)
     made_up.kind = "right"
     assert chosen(device)[0] == "made up" and len(list(folder.iterdir())) == 1
+
+
+def test_a_reference_that_fails_is_no_verdict(
+    device: str, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As it does where PyTorch is to be deterministic and may not use cuBLAS."""
+    made_up = install(monkeypatch)
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("Deterministic behavior was enabled\nbut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(proven.reference, "lstm_step", fail)
+        assert [*chosen(device), *chosen(device)].count("made up") == made_up.seen == 0 and not folder.exists()
+    (record,) = caplog.records
+    said = "'made up' is not used, as the reference raises RuntimeError: Deterministic behavior was enabled; others"
+    assert said in record.getMessage()
+    forget(monkeypatch)
+    assert chosen(device)[0] == "made up" and len(list(folder.iterdir())) == 1
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16])
+def test_a_default_type_of_the_program_changes_no_verdict(
+    device: str, kind: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, made_up = random_layer(device), install(monkeypatch)
+    run = run_of(made)
+    torch.set_default_dtype(kind)
+    try:
+        assert choose(run, 3).name == "made up" and made_up.seen == proven.TIMES
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"identity": {}, "why": ""}', '{"identity": null, "why": 3}'])

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from hashlib import sha256
@@ -259,6 +260,14 @@ def test_the_commands(listed: NamedModel, home: Path, succeed: Run, capfd: pytes
     assert capfd.readouterr().err.startswith(
         "flashelmo: huge: no model's name; there are tiny, small, medium, original, "
     )
+
+
+def test_names_are_listed_without_what_downloads_need(succeed: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "platformdirs", None)
+    for name in ("FLASHELMO_HOME", "HF_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    listing = succeed("models")
+    assert "\nmedium " in listing and "here: downloaded, which needs pip install 'flashelmo[download]';" in listing
 
 
 def test_a_command_takes_a_name(

@@ -82,7 +82,7 @@ def test_a_text_is_embedded_once_for_all_uses(elmo: ElmoEmbedder, monkeypatch: p
 @pytest.mark.parametrize(
     ("query", "word", "layers", "message"),
     [
-        ("a load", "light", "average", "word: expected one of 'a load', found 'light'"),
+        ("a load", "light", "average", "word: expected a word of 'a load', found 'light'"),
         ("a load", 2, "average", "word: expected 0 to 1, found 2"),
         ("", 0, "average", "query: expected a sentence with a word in it, found ''"),
         ("a load", "load", "all", "layers: expected a layer's number, 'top' or 'average', found 'all'"),
@@ -155,11 +155,18 @@ def test_the_command_prints_each_sentence_and_its_neighbours(
     assert main(["neighbours", str(tmp_path / "pipe"), *arguments[2:], "--same-word", "-n", "2"]) == 0
     writing.join()
     assert capsys.readouterr().out.splitlines() == lines
+    assert main(["neighbours", os.devnull, *arguments[2:]]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "light in: a light load",
+        "  none found",
+        "light in: the light of day",
+        "  none found",
+    ]
     assert main([*arguments[:2], "dark", *arguments[3:]]) == 1
-    assert capsys.readouterr().err == "flashelmo: word: expected one of 'a light load', found 'dark'\n"
+    assert capsys.readouterr().err == "flashelmo: word: expected a word of 'a light load', found 'dark'\n"
     assert main([*arguments[:4], "no such word", "--model", str(tmp_path / "model")]) == 1
     told = capsys.readouterr()
-    assert (told.out, told.err) == ("", "flashelmo: word: expected one of 'no such word', found 'light'\n")
+    assert (told.out, told.err) == ("", "flashelmo: word: expected a word of 'no such word', found 'light'\n")
 
 
 def test_words_are_in_utf8_whatever_the_locale_says(tmp_path: Path) -> None:

@@ -150,12 +150,12 @@ def test_inputs_and_outputs_are_those_of_the_file(all_files: tuple[list[Metadata
     tokens = "[batch_size, sequence_length, "
     for line in (
         f"| `character_ids` | input | int64 {tokens}12] | each word's ids; zeros where there is no token |",
-        f"| `hidden_states.2` | output | float32 {tokens}8] | layer 2, of LSTMs |",
-        f"| `token_embeddings` | output | float32 {tokens}8] | sum of all 3 layers, weighted by 0.5, -0.25, 2 |",
+        f"| `hidden_states.2` | output | float32 {tokens}8] | layer 2: an LSTM in both directions |",
+        f"| `token_embeddings` | output | float32 {tokens}8] | sum of the 3 layers, weighted by 0.5, -0.25, 2 |",
         "| `mask` | output | bool [batch_size, sequence_length] | true where there is a token |",
         f"| model's sha256 | {all_files[0][0].weights_sha256} |",
         "| weights' format | native |",
-        "In the fp16 file float32 is float16, but for the cells of a stateful one.",
+        "In the fp16 file, all float32 values are float16, except the cell states of a stateful file.",
     ):
         assert line in lines
 
@@ -178,7 +178,7 @@ def test_types_are_float32_wherever_a_file_has_them(
     metadata, reports = [all_files[0][k] for k in order], [all_files[1][k] for k in order]
     card = model_card(metadata, reports)
     assert "| `hidden_states.2` | output | float32 " in card and "| output | float16 " not in card
-    assert "\nIn the fp16 file float32 is float16, but for the cells of a stateful one.\n" in card
+    assert "\nIn the fp16 file, all float32 values are float16, " in card
     shown = next(report.file for report in reports if report.precision != "fp16")
     assert all(f'"{shown}"' in program for program in programs(card))
 
@@ -189,7 +189,7 @@ def test_a_file_of_fp16_alone_has_its_own_types(all_files: tuple[list[Metadata],
     assert "In the fp16 file" not in card
 
 
-@pytest.mark.parametrize(("levels", "said", "unsaid"), [(127, "without VNNI", "7 bits,"), (63, "7 bits,", "VNNI")])
+@pytest.mark.parametrize(("levels", "said", "unsaid"), [(127, "without VNNI", "7-bit"), (63, "7-bit", "VNNI")])
 def test_int8_says_where_its_weights_are_exact(
     levels: int, said: str, unsaid: str, all_files: tuple[list[Metadata], list[Report]]
 ) -> None:

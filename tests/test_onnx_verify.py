@@ -852,12 +852,13 @@ def test_a_report_is_a_page() -> None:
 
 
 def test_a_report_is_the_same_each_time_and_names_no_folder(tmp_path: Path) -> None:
-    (tmp_path / "onnx").mkdir()
-    metadata = build_onnx(MODELS["skip"], tmp_path / "onnx" / "model.onnx")
+    folder = tmp_path / "onnx" / "onnx"  # as exported into a folder that is itself called onnx
+    folder.mkdir(parents=True)
+    metadata = build_onnx(MODELS["skip"], folder / "model.onnx")
     # The reference rounds by which sentences it computes together, so a truth of other sentences is another one.
     settings: dict[str, Any] = {"sentences": TEXT, "batch_sizes": (3,)}
-    first = verify(tmp_path / "onnx" / "model.onnx", MODELS["skip"], expected=metadata, **settings)
-    again = verify(tmp_path / "onnx" / "model.onnx", MODELS["skip"], truth=Truth(MODELS["skip"]), **settings)
+    first = verify(folder / "model.onnx", MODELS["skip"], expected=metadata, **settings)
+    again = verify(folder / "model.onnx", MODELS["skip"], truth=Truth(MODELS["skip"]), **settings)
     assert first.file == "onnx/model.onnx"
     assert first.to_json() == again.to_json() and first.digest() == again.digest()
     assert str(tmp_path) not in first.to_json() + first.to_markdown()

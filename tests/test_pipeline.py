@@ -14,9 +14,6 @@ import torch
 from tiny_models import BILM, MODELS, SENTENCES, random_model
 
 from flashelmo.engine.cpu import bilstm, word_vectors
-from flashelmo.engine.cpu import pipeline as cpu_pipeline
-from flashelmo.engine.cpu.pipeline import make_runtime
-from flashelmo.engine.cpu.runtime import Runtime
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model import initialize
@@ -58,26 +55,7 @@ def relative_errors(found: Vectors, expected: Vectors) -> npt.NDArray[np.float64
     return np.linalg.norm(a - b, axis=(1, 2)) / np.linalg.norm(b, axis=(1, 2))
 
 
-@pytest.fixture(scope="module")
-def runtimes() -> dict[tuple[str, str], Runtime]:
-    """By model and name; the pieces of a network hold no state, and take most of a test's time to compile."""
-    return {}
-
-
-@pytest.fixture
-def kept_runtime(model: ElmoModel, runtimes: dict[tuple[str, str], Runtime], monkeypatch: pytest.MonkeyPatch) -> None:
-    """An embedder gets the runtime that an earlier one of the same model had."""
-    (model_name,) = (name for name, each in MODELS.items() if each is model)
-
-    def keep(model: ElmoModel, name: str, *settings: Any) -> Runtime:
-        if (model_name, name) not in runtimes:
-            runtimes[model_name, name] = make_runtime(model, name, *settings)
-        return runtimes[model_name, name]
-
-    monkeypatch.setattr(cpu_pipeline, "make_runtime", keep)
-
-
-@pytest.mark.usefixtures("kept_runtime")
+@pytest.mark.usefixtures("kept_runtimes")
 @pytest.mark.parametrize("keep", [False, True])
 def test_stateless_equals_the_reference(model: ElmoModel, runtime: RuntimeName, keep: bool) -> None:
     expected = ReferenceRuntime(model).embed_batch(SENTENCES, keep)
@@ -85,7 +63,7 @@ def test_stateless_equals_the_reference(model: ElmoModel, runtime: RuntimeName, 
     assert_close(embedder.embed_batch(SENTENCES), expected, tolerance("fp32"))
 
 
-@pytest.mark.usefixtures("kept_runtime")
+@pytest.mark.usefixtures("kept_runtimes")
 @pytest.mark.parametrize("keep", [False, True])
 def test_stateful_equals_the_reference(model: ElmoModel, runtime: RuntimeName, keep: bool) -> None:
     """Batches of 2: rows that grow, shrink and hold empty sentences."""

@@ -3,7 +3,11 @@
 import errno
 import gzip
 import io
+import os
 import re
+import threading
+import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +23,7 @@ from flashelmo.engine.bulk import inputs, parquet, text_reader
 from flashelmo.engine.bulk.parts import Place, Reader
 from flashelmo.engine.bulk.records import open_reader
 from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.threads import Background
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +75,7 @@ BAD = [  # file, its bytes, options, what is said of the record, the tokens of t
     ("a.fa", b"\nAC\n>b\nA\n", {}, "line 2, byte 1: expected a header that begins with >, found 'AC'", 1),
     ("a.fa", b">a|b\nA\n>b\nA\n", {"id_field": "1"}, "line 3, byte 1: expected a header with a field 1 between |", 1),
     ("a.fa", b"\n>\xff\nA\n", {}, "line 2, byte 2: expected UTF-8, found 0xff", 0),
+    ("a.fa", b"\n>a\rAC\n>b\nA", {}, "line 2, byte 3: expected a header's line that ends with \\n, found one", 1),
 ]
 
 
@@ -241,6 +247,9 @@ def test_rows_of_parquet_that_cannot_be_read(tmp_path: Path) -> None:
         open_reader(path, id_field="x").take(1)
     with pytest.raises(FlashElmoError, match=r"a.parquet: expected a column 'y', found 'text', 'x'; field and"):
         open_reader(path, field="y").take(1)
+    pa.parquet.write_table(pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], ["text", "text"]), path)
+    with pytest.raises(FlashElmoError, match=r"a.parquet: expected one column 'text', found 2 of that name$"):
+        open_reader(path).take(1)
     path.write_bytes(b"text")
     with pytest.raises(FlashElmoError, match=r"a.parquet: expected Parquet, found something else: "):
         open_reader(path).take(1)
@@ -252,6 +261,7 @@ HELD = {  # what a file holds: its bytes, and what reads it
     "JSON lines": (b'{"text": "a"}\n{"text": "b"}\n', "format jsonl reads them"),
     "tokens with tags": (9 * b"a\tDT\nb\tNN\n\n", "format tags reads them"),
     "a table": (b"a b\tc\nd\te f\n", "format csv or tsv reads a column of it"),
+    r"lines that end with \\r alone": (b"a b\rc\r", r"`tr '\\r' '\\n'` turns them into others"),
     "Parquet": (b"PAR1\x15\0\0\0", "format parquet reads a column of it"),
     "gzip": (gzip.compress(b"a\n"), r"a name that ends in \.gz is decompressed"),
     "Zstandard": (pa.compress(b"a\n", "zstd", asbytes=True), r"a name that ends in \.zst is decompressed"),
@@ -300,6 +310,7 @@ def test_two_tokens_a_line_between_tabs_are_sentences(tmp_path: Path) -> None:
         ({"field": "x"}, "field: expected a name with format jsonl, .* found 'x' with lines"),
         ({"id_field": "x"}, "id_field: expected a name with format jsonl, .*fasta, found 'x' with lines"),
         ({"id_field": "x", "format": "fasta"}, "id_field: expected a number with format fasta, found 'x'"),
+        ({"id_field": "9" * 20, "format": "fasta"}, "id_field: expected a number with format fasta, found '999"),
     ],
     ids=str,
 )
@@ -308,13 +319,64 @@ def test_options_that_do_not_fit(options: dict[str, Any], said: str) -> None:
         open_reader("a.txt", **options)
 
 
-def test_columns_that_a_table_lacks(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("header", "options", "said"),
+    [
+        ("x,y", {}, "expected a column 'text', found 'x', 'y'; field .* no header$"),
+        ("x,y", {"field": "3"}, "expected a column '3', found 'x', 'y'; "),
+        ("x,y", {"field": "9" * 5000}, "expected a column '999.*', found 'x', 'y'; "),
+        ("text,x,text", {}, "expected one column 'text', found 2 of that name$"),
+        (
+            "text,x\ra b,1\rc,2\r",
+            {"format": "csv"},
+            r"expected rows that end with \\n, found a header that ends with \\r alone$",
+        ),
+        ("text," + "x" * (1 << 17) + "x", {}, "expected a header with the names of columns, found: field larger than"),
+        ("text," + "x," * (1 << 19), {}, "expected a header of less than 1 MiB, found a longer one$"),
+    ],
+    ids=range(7),
+)
+def test_headers_that_cannot_be_read(header: str, options: dict[str, Any], said: str, tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
-    path.write_text("a,b\n1,2\n")
-    with pytest.raises(FlashElmoError, match=r"a.csv: expected a column 'text', found 'a', 'b'; field .* no header$"):
-        open_reader(path).take(1)
-    with pytest.raises(FlashElmoError, match=r"a.csv: expected a column '3', found 'a', 'b'; "):
-        open_reader(path, field="3").take(1)
+    path.write_text(f"{header}\n1,2\n", newline="")
+    with pytest.raises(FlashElmoError, match=f"a.csv: {said}"):
+        open_reader(path, **options).take(1)
+
+
+def test_a_table_of_many_columns(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(
+        "".join(
+            ",".join([*(f"{each}{i:05}" for i in range(20_000)), last]) + "\n"
+            for each, last in (("c", "text"), ("v", "a b"))
+        )
+    )
+    assert rows(taken(open_reader(path)).records()) == [(0, None, ["a", "b"], "a b")]
+
+
+def test_a_table_without_a_header(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
     path.write_text("\n")
     with pytest.raises(FlashElmoError, match=r"a.csv: expected a header with the names of columns, found an empty"):
         open_reader(path).take(1)
+
+
+def test_who_closes_a_pipe_does_not_wait_for_its_writer(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    reader = open_reader(tmp_path / "pipe")
+    taking = Background(lambda: reader.take(1))
+    writer = os.open(tmp_path / "pipe", os.O_WRONLY)
+    try:
+        while not isinstance(reader, text_reader.TextReader) or reader._file is None:
+            time.sleep(0.01)
+        time.sleep(0.1)  # now it reads
+        closing = threading.Thread(target=reader.close)
+        closing.start()
+        closing.join(5.0)
+        assert not closing.is_alive()
+    finally:
+        os.write(writer, b"a b\n")
+        os.close(writer)
+        closing.join()
+        with suppress(AssertionError):  # it is closed
+            taking.result()

@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_lines(folder: Path, text: str, sizes: list[int], chunk: int) -> None:
     path = folder / "lines.txt"
     path.write_bytes(text.encode())
-    found = check_any_place(lambda: open_reader(path), sizes, chunk)
+    found = check_any_place(lambda: open_reader(path, "lines"), sizes, chunk)
     lines = text.split("\n") if text[-1:] not in ("", "\n") else text.split("\n")[:-1]
     assert found == [(number, None, line.split(), line.strip()) for number, line in enumerate(lines)]
 

@@ -1,8 +1,10 @@
 """`flashelmo serve` as its clients see it: the vectors of every endpoint are the engine's, bit by bit."""
 
+import asyncio
 import base64
 import io
 import json
+import pickle
 import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +23,11 @@ from tiny_models import MODELS
 
 from flashelmo import Client, ElmoEmbedder, FlashElmoError
 from flashelmo.engine.model.checkpoints.native import write_native
+from flashelmo.serve import guard
+from flashelmo.serve.formats import STREAMED_BYTES, response_of
+from flashelmo.serve.limits import Limits
+from flashelmo.serve.metrics import Metrics
+from flashelmo.serve.service import ServiceSettings
 
 TOKENS = [text.split() for text in TEXTS]
 SAFETENSORS, NUMPY = "application/x-safetensors", "application/x-npz"
@@ -120,6 +127,42 @@ def test_large_answers_are_streamed(server: Server, embedder: ElmoEmbedder) -> N
     assert "content-length" not in answer.headers
     expected = embedder.embed_sentence(text)
     assert bits(floats(each["vectors"]) for each in answer.json()) == bits([expected] * 10)
+    for layers, values, n in (("all", expected.transpose(1, 0, 2), 10), ("top", expected[-1], 2)):
+        answer = server.post("/tokens", {"inputs": [text] * n + [""], "layers": layers}, SAFETENSORS)
+        assert int(answer.headers["content-length"]) == len(answer.content)
+        arrays = load(answer.content)
+        assert bits([arrays["values"]]) == bits([np.concatenate([values] * n)])
+        assert arrays["offsets"].tolist() == [*range(0, 1500 * n + 1, 1500), 1500 * n]
+
+
+def test_others_are_answered_while_a_large_answer_is_sent() -> None:
+    """Also when its client reads all at once, so that nothing else makes it wait."""
+    turns, seen = 0, list[int]()
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def send(message: Any) -> None:
+        seen.append(turns)
+
+    async def receive() -> Any:
+        await asyncio.Event().wait()
+
+    async def scene() -> None:
+        exchange = guard._Exchange(receive, send, 0, guard.Load(Limits(), Metrics()))
+        whole = exchange.send({"type": "http.response.body", "body": bytes(4 * guard.PIECE_BYTES)})
+        pieces = response_of(iter([b"a"] * 4), STREAMED_BYTES + 1, SAFETENSORS)({"type": "http"}, receive, send)
+        for answer in (whole, pieces):
+            seen.clear()
+            task = asyncio.create_task(others())
+            await answer
+            task.cancel()
+            assert len({*seen}) >= 4
+
+    asyncio.run(scene())
 
 
 @pytest.mark.parametrize("encoding", ["float", "base64"])
@@ -290,6 +333,12 @@ def test_an_unknown_format_is_refused(server: Server) -> None:
     assert answer.status_code == 406 and of_tei(answer.json()).startswith("Accept: expected application/json, ")
 
 
+@pytest.mark.parametrize("wait", [float("inf"), float("nan"), -1.0])
+def test_a_wait_that_is_no_time(wait: float) -> None:
+    with pytest.raises(FlashElmoError, match=f"^max_wait_ms: expected a finite number, 0 or more, found {wait}$"):
+        ServiceSettings(Path("model"), {}, max_wait_ms=wait)
+
+
 def test_it_tells_about_itself(server: Server) -> None:
     info = server.http.get("/info").json()
     assert (info["model_id"], info["precision"], info["layers"], info["output_size"]) == ("tiny", "fp32", 3, 8)
@@ -340,6 +389,8 @@ def test_the_client_has_the_embedders_methods(server: Server, embedder: ElmoEmbe
         assert bits(client.encode(TEXTS, output_value="token_embeddings", normalize_embeddings=True)) == bits(
             embedder.encode(TEXTS, output_value="token_embeddings", normalize_embeddings=True)
         )
+        with pickle.loads(pickle.dumps(client)) as copy:
+            assert bits([copy.encode("cat")]) == bits([embedder.encode("cat")])
         assert client.encode([]).shape == (0, 8) and list(client.embed([])) == []
         assert client.embed_sentence([]).shape == (3, 0, 8)
         assert client.info["model_id"] == "tiny"

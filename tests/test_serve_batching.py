@@ -1,6 +1,7 @@
 """Which requests become one window, and what becomes of them when a worker fails: with a worker that does as told."""
 
 import asyncio
+import re
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,12 @@ def play(model: Path) -> Callable[..., None]:
 
 def lengths(worker: FakeWorker) -> list[int]:
     return [len(tokens) for tokens in worker.sentences()]
+
+
+def waiting(service: Service) -> int:
+    """Requests in line, as the metrics have it."""
+    (line,) = re.findall(r"^flashelmo_queue_size (\d+)", service.metrics.text().decode(), flags=re.MULTILINE)
+    return int(line)
 
 
 def answered(task: "asyncio.Task[Any]") -> list[int]:
@@ -151,9 +158,11 @@ def test_a_request_that_is_cancelled_leaves_the_line(play: Callable[..., None]) 
     async def scene(service: Service, worker: FakeWorker, ask: Any) -> None:
         first, second, third = ask(1), ask(2), ask(3)
         await settle()
+        assert waiting(service) == 2, "one was sent"
         first.cancel()
         second.cancel()
         await settle()
+        assert waiting(service) == 1
         while worker.held:
             worker.finish()
             await settle()
@@ -196,6 +205,32 @@ def test_a_window_that_kills_twice_is_refused_and_others_are_not(play: Callable[
     play(scene)
 
 
+def test_what_shares_a_worker_with_what_kills_it_is_answered(play: Callable[..., None]) -> None:
+    """In its window, or in the other one that a card has at hand."""
+
+    async def scene(service: Service, worker: FakeWorker, ask: Any) -> None:
+        worker.limit = 2
+        good = [ask(9), ask(8)]
+        await settle()
+        bad = ask(7)
+        good.append(ask(1))
+        await settle()
+        worker.finish()
+        await settle()
+        assert lengths(worker) == [8, 7, 1]
+        for _ in range(6):
+            await settle()
+            if 7 in lengths(worker):
+                worker.die()
+            elif worker.held:
+                worker.finish()
+        assert [answered(task) for task in good] == [[9], [8], [1]]
+        with pytest.raises(Refused, match="worker: died twice on this request"):
+            await bad
+
+    play(scene)
+
+
 def test_an_overflow_is_the_error_of_its_request_alone(play: Callable[..., None]) -> None:
     async def scene(service: Service, worker: FakeWorker, ask: Any) -> None:
         first = ask(1)
@@ -215,6 +250,20 @@ def test_an_overflow_is_the_error_of_its_request_alone(play: Callable[..., None]
         assert refused.value.status_code == 424
 
     play(scene)
+
+
+def test_an_overflow_names_the_requests_sentence(play: Callable[..., None]) -> None:
+    async def scene(service: Service, worker: FakeWorker, ask: Any) -> None:
+        task = ask(3, 3, 3, 3)
+        await settle()
+        worker.finish()
+        await settle()
+        assert lengths(worker) == [3, 3]
+        worker.finish("sentence 1 ('a a a'): an overflow")
+        with pytest.raises(Refused, match=r"^424: sentence 3 \('a a a'\): an overflow$"):
+            await task
+
+    play(scene, max_batch_tokens=6)
 
 
 def test_a_card_has_its_next_window_at_hand(play: Callable[..., None]) -> None:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,8 @@ def test_too_much(path: str, body: Any, status: int, text: str, strict: Server) 
 
 
 def test_a_key_is_demanded_where_there_are_vectors(strict: Server) -> None:
-    for key in ("", "Bearer other", f"Basic {KEY}"):
+    assert strict.http.get("/info", headers={"Authorization": f"bearer  {KEY}"}).status_code == 200
+    for key in ("", "Bearer other", f"Basic {KEY}", KEY, "Bearer"):
         for path in ("/embed", "/", "/v1/embeddings", "/info", "/nothing"):
             method = "GET" if path == "/info" else "POST"
             answer = strict.http.request(method, path, json={"inputs": "a"}, headers={"Authorization": key})
@@ -78,6 +79,16 @@ def test_a_key_is_demanded_where_there_are_vectors(strict: Server) -> None:
         client.embed_sentence("a")
     with Client(strict.url, api_key=KEY) as client:
         assert client.encode("a").shape == (8,)
+
+
+def test_pages_of_other_sites_ask_for_nothing(strict: Server) -> None:
+    """A browser sends a form, or text that is JSON, to any site, and tells where it comes from."""
+    tensor = {"name": "text", "shape": [1], "datatype": "BYTES", "data": ["a"]}
+    for path, body in (("/embed", {"inputs": "a"}), ("/v2/models/tiny/infer", {"inputs": [tensor]})):
+        for place, status in (("cross-site", 403), ("same-origin", 200), ("none", 200)):
+            headers = {"Sec-Fetch-Site": place, "Content-Type": "application/json"}
+            assert strict.http.post(path, content=json.dumps(body), headers=headers).status_code == status
+    assert strict.http.get("/", headers={"Sec-Fetch-Site": "cross-site"}).status_code == 200
 
 
 def test_head_is_answered_where_get_is(strict: Server) -> None:
@@ -351,6 +362,65 @@ def test_who_reads_no_answer_holds_nothing_for_long(model: Path) -> None:
     asyncio.run(asyncio.wait_for(scene(), 30))
 
 
+def test_an_answer_is_held_until_its_client_reads_it(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no longer than READ_SECONDS: what lies in the server's own buffers is not answered."""
+    monkeypatch.setattr(server_module, "READ_SECONDS", 0.2)
+
+    async def scene() -> None:
+        service, worker = fake_service(model)
+        async with in_process(service) as url:
+            body = json.dumps({"inputs": ["a " * 2000] * 80}).encode()  # 15 MiB of vectors
+            head = f"POST /tokens HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nAccept: {SAFETENSORS}\r\n"
+            request = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+            for reads in (True, False):
+                reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]), limit=4096)
+                writer.write(request)
+                while not service._batcher._sent:
+                    await asyncio.sleep(0.01)
+                while worker.held:
+                    worker.finish()
+                    await settle()
+                await asyncio.sleep(0.1 if reads else 0.5)
+                assert f"flashelmo_requests_in_flight {float(reads)}" in service.metrics.text().decode()
+                n_bytes = 0
+                with suppress(ConnectionResetError), closing(writer):
+                    while n_bytes < 15 << 20 and (piece := await reader.read(1 << 20)):
+                        n_bytes += len(piece)
+                assert (n_bytes >= 15 << 20) == reads
+                with suppress(ConnectionResetError):
+                    await writer.wait_closed()
+
+    asyncio.run(asyncio.wait_for(scene(), 30))
+
+
+@pytest.mark.parametrize(
+    ("first", "piece"),
+    [
+        (b"GET /health HTTP/1.1\r\nX: ", b"a" * 30_000),
+        (b"GET /health HTTP/1.1\r\n", b"X: a\r\n" * 5_000),
+        (b"POST /embed HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n", b"X: a\r\n" * 5_000),
+        (b"POST /embed HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1;", b"a" * 30_000),
+    ],
+)
+def test_a_head_without_an_end_is_refused(first: bytes, piece: bytes, model: Path) -> None:
+    """Nor may headers come without an end behind a body."""
+
+    async def scene() -> None:
+        service, _ = fake_service(model)
+        async with in_process(service) as url:
+            reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+            writer.write(first)
+            for _ in range(4):
+                writer.write(piece)
+                await asyncio.sleep(0.02)
+            answer = await asyncio.wait_for(reader.read(), 5)
+            assert answer.startswith(b"HTTP/1.1 400 ") and b"head: expected 65536 bytes at most" in answer
+            writer.close()
+            await writer.wait_closed()
+
+    asyncio.run(asyncio.wait_for(scene(), 30))
+
+
 def test_bodies_that_come_together_are_bounded(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "HELD_BODY_BYTES", 1000)
 
@@ -487,6 +557,14 @@ def test_a_client_tries_again_what_may_pass(monkeypatch: pytest.MonkeyPatch) -> 
         Client("http://x", retries=0, transport=httpx.MockTransport(answer)).info  # noqa: B018
     with pytest.raises(FlashElmoError, match="url: expected one that begins with http:// or https://, found 'x'"):
         Client("x")
+    with pytest.raises(FlashElmoError, match=r"^url: expected one such as .*, found 'http://\[::1': "):
+        Client("http://[::1")
+    for timeout in ("7", 0, -1.0, float("nan"), True):
+        with pytest.raises(FlashElmoError, match=r"^timeout: expected seconds above 0, found "):
+            Client("http://x", timeout=timeout)  # type: ignore[arg-type]
+    for token in (7, float("nan"), object()):
+        with pytest.raises(FlashElmoError, match=r"^sentence: expected tokens as text, found "):
+            Client("http://x").embed_sentences([["a", token]], 1).__next__()  # type: ignore[list-item]
     assert {408, 429, 502, 503, 504} == client_module.RETRIED
 
 
@@ -494,6 +572,7 @@ def test_a_client_tries_again_what_may_pass(monkeypatch: pytest.MonkeyPatch) -> 
     ("options", "text"),
     [
         (["--host", "192.0.2.1"], "--host, --port: expected an address that is free, found 192.0.2.1:8080: "),
+        (["--host", ""], "--host: expected an address, found none"),
         (["--precision", "fp7"], "Invalid value for '--precision': "),
         (["--tokenizer", "words"], "tokenizer: expected whitespace"),
         (["--api-key-file", "nothing"], "nothing: No such file"),
@@ -551,6 +630,38 @@ def test_a_port_that_is_taken(model: Path, capfd: pytest.CaptureFixture[str]) ->
         listener.listen()
         assert main(["serve", str(model), "--port", str(listener.getsockname()[1])]) == 1
     assert "Address already in use" in capfd.readouterr().err
+
+
+def test_connections_that_cannot_be_accepted_are_told_of_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene() -> None:
+        loop, told = asyncio.get_running_loop(), list[str]()
+        loop.set_exception_handler(server_module.AcceptErrors())
+        monkeypatch.setattr(loop, "default_exception_handler", lambda context: told.append(context["message"]))
+        with socket.socket() as listener:
+            for _ in range(2048):  # asyncio's own loop
+                error = OSError(errno.EMFILE, "Too many open files")
+                loop.call_exception_handler({"message": "accept", "exception": error, "socket": listener})
+        for other in (OSError(errno.EMFILE, "a file"), ValueError("a value")):
+            loop.call_exception_handler({"message": str(other), "exception": other})
+        assert told == ["[Errno 24] a file", "a value"]
+
+    asyncio.run(scene())
+    assert caplog.messages == ["connections: no more can be accepted for now: Too many open files"]
+
+
+def test_as_many_files_may_be_open_as_connections_need() -> None:
+    """As far as the hard limit, which stays."""
+    resource = pytest.importorskip("resource", reason="not on Unix")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+        for n, expected in ((50, 64), (100, 100), *([(hard + 1, hard)] if hard > 0 else [])):
+            server_module.allow_files(n)
+            assert resource.getrlimit(resource.RLIMIT_NOFILE) == (expected, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_name_may_have_a_slash_in_it(model: Path) -> None:

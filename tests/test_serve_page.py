@@ -91,6 +91,7 @@ def test_an_error_is_shown_and_a_key_can_be_given(page: Any, model: Path, tmp_pa
         page.click("#embed")
         page.wait_for_selector(".word")
         assert page.locator("#error").text_content() == ""
+        assert page.locator("#about").text_content() == "tiny, 3 layers of 8, fp32"
 
 
 @pytest.mark.skipif(not SCREENSHOT, reason="no FLASHELMO_SCREENSHOT")

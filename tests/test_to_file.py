@@ -109,11 +109,18 @@ def test_records_of_one_id(embedder: ElmoEmbedder, tmp_path: Path, name: str, ca
     ]
 
 
-def test_an_id_that_is_too_long(embedder: ElmoEmbedder, tmp_path: Path) -> None:
-    source = jsonl(tmp_path, ["b", "a" * 70000])
-    with pytest.raises(FlashElmoError, match=r"v\.npz: line 2: the key 'a{60}' is taken already, or no key of this"):
-        write(embedder, source, tmp_path / "v.npz")
+@pytest.mark.parametrize(("name", "n"), [("v.npz", 70000), ("v.h5", 65520)])
+def test_an_id_that_is_too_long(embedder: ElmoEmbedder, tmp_path: Path, name: str, n: int) -> None:
+    source = jsonl(tmp_path, ["b", "a" * n])
+    with pytest.raises(FlashElmoError, match=f"{name}: line 2: the key 'a{{60}}' is taken already, or no key of .*t$"):
+        write(embedder, source, tmp_path / name)
     assert names(tmp_path) == ["in.jsonl"]
+
+
+def test_numpy_finds_each_record_by_its_key(embedder: ElmoEmbedder, tmp_path: Path) -> None:
+    """By `a.npy` it finds `a`, where there is one."""
+    source = jsonl(tmp_path, ["a", "a.npy", "b.npy", "b"])
+    assert set(write(embedder, source, tmp_path / "v.npz")) == {"a", "a.npy#2", "b.npy", "b#2"}
 
 
 def test_sentences_may_be_keys_beside_ids(embedder: ElmoEmbedder, tmp_path: Path) -> None:

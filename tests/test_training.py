@@ -1,9 +1,8 @@
-"""Whole runs of training: what they leave, resuming, several processes, and what bad input gets."""
+"""Whole runs of training: what they leave, resuming, and what bad input gets."""
 
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -210,43 +209,6 @@ def test_a_corpus_may_be_a_pipe(text_file: Path, tmp_path: Path, caplog: pytest.
     assert caplog.messages == [
         "the run goes on with the text that it began with; what comes through the pipe is not read"
     ]
-
-
-PROCESS = """
-import sys, torch
-torch.set_num_threads(1)
-from test_training import *
-train(Task([Path(sys.argv[1])], Path(sys.argv[2]), CONFIG), replace(SETTINGS, dropout=0.0, batch=2, steps=8))
-"""
-
-
-def together(script: str, *arguments: object) -> list[tuple[int, str]]:
-    """Statuses and errors of two processes of one run."""
-    paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", script, *map(str, arguments)],
-            env={**os.environ, "PYTHONPATH": paths, "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank),
-                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    errors = [process.communicate(timeout=120)[1] for process in processes]
-    return [(process.returncode, error) for process, error in zip(processes, errors, strict=True)]
-
-
-def test_two_processes_give_the_curve_of_one_with_twice_the_batch(text_file: Path, tmp_path: Path) -> None:
-    train(Task([text_file], tmp_path / "one", CONFIG), replace(SETTINGS, dropout=0.0, steps=8))
-    statuses = together(PROCESS, text_file, tmp_path / "two")
-    assert [status for status, _ in statuses] == [0, 0], statuses
-    one, two = np.array(curve(tmp_path / "one")), np.array(curve(tmp_path / "two"))
-    np.testing.assert_allclose(two, one, rtol=1e-5)
-    assert len(one) == 4 and not np.allclose(one[1:, 1], one[:-1, 1], rtol=1e-2), "a curve that says something"
 
 
 def test_fine_tuning_begins_where_the_model_stands(text_file: Path, tmp_path: Path) -> None:

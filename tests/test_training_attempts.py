@@ -5,19 +5,20 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from test_training import CONFIG, SETTINGS, TEXT, curve, step_that, together
+from test_training import CONFIG, SETTINGS, TEXT, curve, step_that
 
 from flashelmo import FlashElmoError, load_model
 from flashelmo.cli import main
-from flashelmo.engine.training import checkpoint, identity
+from flashelmo.engine.training import checkpoint, identity, processes
 from flashelmo.engine.training.due import SaveClock
-from flashelmo.engine.training.processes import Processes, Result, joined_processes
+from flashelmo.engine.training.processes import Processes, Result
 from flashelmo.engine.training.softmax_files import find_softmax, write_softmax
 from flashelmo.engine.training.step import TrainingStep
 from flashelmo.engine.training.task import Task
@@ -117,29 +118,6 @@ def test_what_killed_runs_left_is_removed_and_a_run_that_fails_at_once_leaves_no
     assert not list((task.work / "snapshots").iterdir())
 
 
-TWO = """
-import sys, torch
-torch.set_num_threads(1)
-from test_training import *
-settings = replace(SETTINGS, dropout=0.0, batch=2, steps=8, save_every=float(sys.argv[3]), log_every=int(sys.argv[4]))
-try:
-    train(Task([Path(sys.argv[1])], Path(sys.argv[2]), CONFIG, overwrite=True), settings)
-except FlashElmoError as error:
-    sys.exit(str(error))
-"""
-
-
-def test_all_processes_of_a_run_are_refused_alike(text_file: Path, tmp_path: Path) -> None:
-    work = tmp_path / "two.training"
-    with identity.only_run(work, Processes()):
-        refused = together(TWO, text_file, tmp_path / "two", 300, 2)
-    assert [status for status, _ in refused] == [1, 1]
-    assert all(error.endswith(f"{work}: another run is writing here\n") for _, error in refused)
-    text_file.write_text("\n", encoding="utf-8")
-    refused = together(TWO, text_file, tmp_path / "two", 300, 2)
-    assert all(error.endswith("text.txt: expected a sentence a line, found no token\n") for _, error in refused)
-
-
 @pytest.mark.parametrize(
     ("rank", "message"),
     [
@@ -168,20 +146,9 @@ def test_a_process_that_ends_is_told_by_the_others(monkeypatch: pytest.MonkeyPat
     expected = "processes: expected 2 until the end, one does not answer: .* Read error: reset; the same|^else$"
     with (
         pytest.raises(FlashElmoError if "gloo" in str(error) else RuntimeError, match=expected),
-        joined_processes("cpu"),
+        processes.joined_processes("cpu"),
     ):
         raise error
-
-
-def test_several_processes_save_between_points_too(text_file: Path, tmp_path: Path) -> None:
-    arguments = text_file, tmp_path / "two", 1e-9, 1000
-    assert [status for status, _ in together(TWO, *arguments)] == [0, 0]
-    work = tmp_path / "two.training"
-    assert names(work) == ["step-000000007.pt", "step-000000008.pt"]
-    whole = curve(tmp_path / "two")
-    (work / "step-000000008.pt").unlink()
-    assert [status for status, _ in together(TWO, *arguments)] == [0, 0]
-    assert curve(tmp_path / "two") == whole
 
 
 def test_the_encoded_corpus_is_the_checkpoint_s(text_file: Path, tmp_path: Path) -> None:
@@ -281,6 +248,22 @@ def test_time_that_runs_out_while_a_run_looks_at_its_snapshots_ends_it_behind_a_
     monkeypatch.setattr(SaveClock, "is_due", is_due)
     record = train(Task([text_file], tmp_path / "model", CONFIG), replace(OFTEN, steps=None, seconds=0.3))
     assert record.points and record.points[-1].seconds >= 0.3
+
+
+def test_several_processes_wait_for_the_first_one_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may read a corpus for hours."""
+    waits: list[timedelta] = []
+
+    def begin(backend: str, timeout: timedelta = timedelta(minutes=30)) -> None:  # as by default
+        waits.append(timeout)
+
+    monkeypatch.setattr(processes.distributed, "init_process_group", begin)
+    monkeypatch.setattr(processes.distributed, "destroy_process_group", lambda: None)
+    monkeypatch.setattr(processes, "LET_GO_SECONDS", 0)
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with processes.joined_processes("cpu"):
+        assert waits[0] > timedelta(days=1)
 
 
 def test_several_processes_seldom_ask_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:

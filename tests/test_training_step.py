@@ -59,11 +59,12 @@ class Card:
         self.Event, self.Stream, self.stream = Event, type("Stream", (), {"wait_stream": lambda *_: None}), nullcontext
         self.current_stream: Callable[[], Any] = self.Stream
         self.CUDAGraph = type("CUDAGraph", (), {})
+        self.graph_pool_handle = lambda: (0, 1)
 
     def synchronize(self) -> None: ...
 
     @contextmanager
-    def graph(self, graph: Any) -> Iterator[None]:
+    def graph(self, graph: Any, pool: Any) -> Iterator[None]:
         if self.fails:
             raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore of it")
         compute, calls = self.step.compute, []
@@ -178,14 +179,54 @@ def test_batches_of_too_many_words_are_computed_without_the_graph(tmp_path: Path
     assert card.replays == fitting - WARM_UP_STEPS
 
 
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_graph_gives_its_memory_to_a_batch_that_does_not_fit(
+    changed: bool, tmp_path: Path, played: Callable[..., Card], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And is captured again; where parameters have changed already, the error remains."""
+    expected = losses(new_step(tmp_path), 12)
+    step = new_step(tmp_path)
+    card, compute, graphs = played(step, 16), step.compute, list[Any]()
+
+    def compute_unless_full(*arguments: torch.Tensor) -> None:
+        graph: Any = step._captured._graph  # type: ignore[union-attr]
+        if len(arguments[0]) > 16 and graph is not None:
+            graphs.append(graph)
+            step._updates = changed
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        compute(*arguments)
+
+    monkeypatch.setattr(step, "compute", compute_unless_full)
+    if changed:
+        with pytest.raises(torch.OutOfMemoryError):
+            losses(step, 12)
+        return
+    np.testing.assert_allclose(losses(step, 12), expected, rtol=1e-5)
+    assert len(graphs) == 1 and step._captured._graph not in (None, *graphs)  # type: ignore[union-attr]
+    assert card.replays == 12 - WARM_UP_STEPS - 3
+
+    def measure() -> str:
+        if step._captured._graph is not None or lacks_more:  # type: ignore[union-attr]
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return "measured"
+
+    lacks_more = False
+    assert step.with_room(measure) == "measured"
+    lacks_more = True
+    with pytest.raises(torch.OutOfMemoryError):
+        step.with_room(measure)
+
+
 def test_what_cannot_be_captured_is_launched(
-    tmp_path: Path, played: Callable[..., Card], caplog: pytest.LogCaptureFixture
+    tmp_path: Path, played: Callable[..., Card], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     expected = losses(new_step(tmp_path), 6)
-    step = new_step(tmp_path)
+    step, abandoned = new_step(tmp_path), list[Any]()
+    monkeypatch.setattr(step_module, "abandon", lambda graph, pool: abandoned.append(pool))
     card = played(step, fails=True)
     np.testing.assert_allclose(losses(step, 6), expected, rtol=1e-5)
     warning = (
         "the step cannot be captured as a CUDA graph: CUDA error: operation not permitted when stream is capturing"
     )
+    assert abandoned == [(0, 1)]
     assert card.replays == 0 and [record.getMessage() for record in caplog.records] == [warning]

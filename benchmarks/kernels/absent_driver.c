@@ -6,12 +6,16 @@
 #define CALL(name, ...) CUresult name(__VA_ARGS__)
 
 struct {
-    unsigned long long launches, stream, function, attributes, threads, shared, grid[3], parameters[MOST];
+    unsigned long long launches, stream, function, attributes, threads, shared, context, grid[3], parameters[MOST];
 } launched;
+int version = 13000;
+static __thread CUcontext current; /* a new thread has none, and may launch nothing */
 int n_parameters; /* to record of each launch, without scratch memory; the first 4 bytes of each */
 
 CALL(cuLaunchKernelEx, const CUlaunchConfig *config, CUfunction function, void **parameters, void **extra) {
+    if (!current) return CUDA_ERROR_INVALID_CONTEXT;
     launched.launches++;
+    launched.context = (unsigned long long)current;
     launched.stream = (unsigned long long)config->hStream;
     launched.function = (unsigned long long)function;
     launched.threads = config->blockDimX * config->blockDimY * config->blockDimZ;
@@ -57,17 +61,19 @@ CALL(cuModuleGetFunction, CUfunction *function, CUmodule module, const char *nam
     return CUDA_SUCCESS;
 }
 
-CALL(cuDriverGetVersion, int *version) { return *version = 13000, CUDA_SUCCESS; }
+CALL(cuDriverGetVersion, int *found) { return *found = version, CUDA_SUCCESS; }
 CALL(cuCtxGetDevice, CUdevice *device) { return *device = 0, CUDA_SUCCESS; }
 CALL(cuModuleUnload, CUmodule module) { return CUDA_SUCCESS; }
 CALL(cuStreamIsCapturing, CUstream stream, CUstreamCaptureStatus *status) {
     return *status = CU_STREAM_CAPTURE_STATUS_NONE, CUDA_SUCCESS;
 }
 CALL(cuModuleLoadData, CUmodule *module, const void *image) { return *module = (CUmodule)1, CUDA_SUCCESS; }
-CALL(cuCtxGetCurrent, CUcontext *context) { return *context = (CUcontext)1, CUDA_SUCCESS; }
-CALL(cuCtxSetCurrent, CUcontext context) { return CUDA_SUCCESS; }
+CALL(cuCtxGetCurrent, CUcontext *context) { return *context = current, CUDA_SUCCESS; }
+CALL(cuCtxSetCurrent, CUcontext context) { return current = context, CUDA_SUCCESS; }
 CALL(cuDeviceGet, CUdevice *device, int number) { return *device = number, CUDA_SUCCESS; }
-CALL(cuDevicePrimaryCtxRetain, CUcontext *context, CUdevice device) { return *context = (CUcontext)1, CUDA_SUCCESS; }
+CALL(cuDevicePrimaryCtxRetain, CUcontext *context, CUdevice device) {
+    return *context = (CUcontext)(size_t)(device + 1), CUDA_SUCCESS;
+}
 CALL(cuFuncSetAttribute, CUfunction function, CUfunction_attribute attribute, int value) { return CUDA_SUCCESS; }
 CALL(cuFuncSetCacheConfig, CUfunction function, CUfunc_cache config) { return CUDA_SUCCESS; }
 CALL(cuGetErrorString, CUresult result, const char **text) { return *text = "", CUDA_SUCCESS; }

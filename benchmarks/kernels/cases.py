@@ -112,12 +112,18 @@ def lstm_step(
 
     `fixed` is the number of rows if no table says which number it is for.
     """
-    problem = LstmProblem(LstmLayer(config, make.device), ((fixed or rows,),) * D, skip)
+    problem = LstmProblem(_layer(config), ((fixed or rows,),) * D, skip)
     run = problem.run(make.precision)
     if by_word:
         count = torch.empty(1, dtype=torch.int32, device=make.device)
         run = replace(run, words=InputWords.of(run.weights, run.tensors.x, run.nodes.parents, count))
     return next(launch for launch in problem.launches(run, way) if kernel_name(launch) == f"{kernel}_kernel")
+
+
+@cache
+def _layer(config: ElmoConfig) -> LstmLayer:
+    """Return a layer that takes no memory, and keeps its packed weights for all kernels."""
+    return LstmLayer(config, "meta")
 
 
 def halved_splits(config: ElmoConfig, rows: int, make: Maker) -> Launch:

@@ -116,10 +116,9 @@ def measure_all(targets: Sequence[int], kernel: str, console: Console) -> list[R
         FlashElmoError: no name does.
     """
     jobs = [
-        (index, target)
+        (index, [target for target in case.targets if target in targets])
         for index, case in enumerate(cases())
-        for target in case.targets
-        if target in targets and case.kernel.startswith(kernel)
+        if case.kernel.startswith(kernel) and set(targets) & set(case.targets)
     ]
     if not jobs:
         names = ", ".join(dict.fromkeys(case.kernel for case in cases()))
@@ -129,9 +128,9 @@ def measure_all(targets: Sequence[int], kernel: str, console: Console) -> list[R
         ProcessPoolExecutor(min(len(jobs), os.cpu_count() or 1), get_context("spawn")) as pool,
         console.status("") as status,
     ):
-        for each in pool.map(_measure_job, jobs):
-            measured.append(each)
-            status.update(f"{len(measured)} of {len(jobs)}: {each[0].name}")
+        for number, (job, of_case) in enumerate(zip(jobs, pool.map(_measure_job, jobs), strict=True), 1):
+            measured += of_case
+            status.update(f"{number} of {len(jobs)}: {cases()[job[0]].kernel}")
     found = [resources for resources, _ in measured]
     for target in targets:
         compiled = [k for k, (resources, code) in enumerate(measured) if resources.target == target and code]
@@ -141,13 +140,15 @@ def measure_all(targets: Sequence[int], kernel: str, console: Console) -> list[R
     return found
 
 
-def _measure_job(job: tuple[int, int]) -> tuple[Resources, bytes]:
-    return measure(cases()[job[0]], job[1])
-
-
-def measure(case: Case, target: int) -> tuple[Resources, bytes]:
-    """Compile a case for one target: return all figures except instructions, and the code to count these in."""
+def _measure_job(job: tuple[int, list[int]]) -> list[tuple[Resources, bytes]]:
+    """Compile a case, by number, for some targets."""
+    case = cases()[job[0]]
     launch = case.build()
+    return [measure(case, launch, target) for target in job[1]]
+
+
+def measure(case: Case, launch: Launch, target: int) -> tuple[Resources, bytes]:
+    """Compile a case for one target: return all figures except instructions, and the code to count these in."""
     tiles = [value for value in launch.arguments.values() if isinstance(value, Tile)]
     labels, rows = tuple(tile.label for tile in tiles), max(tile.rows for tile in tiles)
     named = (case.kernel, case.type, case.size, case.entries, labels, rows, target)
@@ -204,7 +205,9 @@ def run(settings: Settings, console: Console) -> int:
     return 1 if lines else 0
 
 
-SUITE = Suite("what every GPU kernel costs, compiled without a card", Settings(), ("out", "target", "kernel"), run)
+SUITE = Suite(
+    "What every GPU kernel costs, by compiling it, without a card.", Settings(), ("out", "target", "kernel"), run
+)
 
 
 # -------------------------------------------------------------------------------------------------------- compiled code

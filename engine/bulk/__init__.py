@@ -4,6 +4,7 @@ records.py      an input's reader, chosen by its format
 parts.py        records, raw and decoded, and their places in the input
 inputs.py       where the bytes come from: files, addresses, standard input; decompressed
 text_reader.py  consecutive records in a text, cut out of it from any place on
+text_format.py  what every format of text has, of which these are some:
 plain.py        lines
 by_record.py    shared by formats whose records are decoded one by one
 json_lines.py   JSON lines
@@ -19,6 +20,8 @@ source.py       the shards that a job still has to write, cut out of its input
 attempt.py      reading, computing and writing at the same time
 stages.py       calls in the background, one after the other
 shards.py       what a shard is
+native_shard.py one as safetensors with an index, written and read
+parquet_shard.py one as a Parquet file, likewise
 shard_writer.py writes one, completely or not at all
 folder.py       how a folder was begun, and which of its shards are complete; `verify`
 locks.py        who may write to it

@@ -19,8 +19,7 @@ import numpy as np
 from flashelmo.engine.arrays import Array
 from flashelmo.engine.bulk.folder import Meta
 from flashelmo.engine.bulk.shard_writer import ShardWriter
-from flashelmo.engine.bulk.shards import Shard
-from flashelmo.engine.bulk.source import Job
+from flashelmo.engine.bulk.shards import Shard, Target
 from flashelmo.engine.bulk.stages import Stage
 from flashelmo.engine.embed_file import Embedder, OnTextProgress, TextProgress
 from flashelmo.engine.text.windows import Window
@@ -43,8 +42,7 @@ class Attempt:
 
     Args:
         embedder: computes the vectors.
-        job: what is written where.
-        undone: receives the shards that are read; `finish` removes the oldest one.
+        target: what is written where.
         finish: called with each shard's entry once it is on disk, by the thread that writes.
         on_progress: see `embed_corpus`.
     """
@@ -52,16 +50,15 @@ class Attempt:
     def __init__(
         self,
         embedder: Embedder,
-        job: Job,
-        undone: deque[Shard],
+        target: Target,
         finish: Callable[[Meta], None],
         on_progress: OnTextProgress,
     ) -> None:
-        self._embedder, self._job, self._undone = embedder, job, undone
+        self._embedder, self._target = embedder, target
         self._reading: Stage[_Item | None] = Stage()
         self._writing: Stage[None] = Stage(QUEUE_BYTES)
         self._read: deque[Shard] = deque()  # whose first vectors are still to come
-        self._writer = _Writer(job, self._writing, self._read, finish)
+        self._writer = _Writer(target, self._writing, self._read, finish)
         self._progress = TextProgress(on_progress)
         self._started = time.perf_counter()
 
@@ -69,12 +66,12 @@ class Attempt:
         """Embed shards.
 
         Raises:
-            OSError: as reading or writing raises it; shards that are not finished are in `undone`.
+            OSError: as reading or writing raises it.
             FlashElmoError: a record cannot be read, or vectors cannot be written.
         """
         windows = self._windows(shards)
         try:
-            stream = self._embedder.embed_windows(self._ahead(windows), self._progress.window, self._job.output)
+            stream = self._embedder.embed_windows(self._ahead(windows), self._progress.window, self._target.output)
             with np.errstate(over="ignore"):  # the writer reports it with details
                 for _, results in stream:
                     for vectors in results:
@@ -100,7 +97,6 @@ class Attempt:
     def _windows(self, shards: Iterator[Shard]) -> Iterator[_Item]:
         """Yield the shards' windows in order; each shard's end ends a window. Runs in the reading stage."""
         for shard in shards:
-            self._undone.append(shard)
             self._read.append(shard)
             offsets, begin = shard.records.offsets, float(shard.begin.byte)
             step = (shard.end.byte - shard.begin.byte) / max(1, int(offsets[-1] - offsets[0]))
@@ -124,16 +120,18 @@ class _Writer:
     """Collects records' vectors in blocks, and has the blocks written.
 
     Args:
-        job: what is written where.
+        target: what is written where.
         stage: runs the writing.
         shards: those that are read, in order; taken from here.
         finish: see `Attempt`.
     """
 
-    def __init__(self, job: Job, stage: Stage[None], shards: deque[Shard], finish: Callable[[Meta], None]) -> None:
-        self._job, self._stage, self._shards, self._finish = job, stage, shards, finish
-        self._block_rows = max(1, BLOCK_BYTES // job.rows.n_bytes)
-        self._block = np.empty((0, *job.rows.shape), job.rows.dtype)  # of the current shard
+    def __init__(
+        self, target: Target, stage: Stage[None], shards: deque[Shard], finish: Callable[[Meta], None]
+    ) -> None:
+        self._target, self._stage, self._shards, self._finish = target, stage, shards, finish
+        self._block_rows = max(1, BLOCK_BYTES // target.rows.n_bytes)
+        self._block = np.empty((0, *target.rows.shape), target.rows.dtype)  # of the current shard
         self._n_rows = 0  # in the block
         self._n_left = 0  # records of the shard
         self._writers: deque[ShardWriter] = deque()  # those not yet finished
@@ -142,7 +140,7 @@ class _Writer:
         """Add the vectors of the next record."""
         while not self._n_left:
             self._begin_shard()
-        rows = self._job.rows.of_record(vectors)
+        rows = self._target.rows.of_record(vectors)
         while len(rows):
             if self._n_rows == len(self._block):
                 self._write_block()
@@ -167,8 +165,8 @@ class _Writer:
                 self._writers.pop().abort()
 
     def _begin_shard(self) -> None:
-        shard, job = self._shards.popleft(), self._job
-        self._writers.append(ShardWriter(job.folder, shard, job.rows, job.format, job.keep_tokens))
+        shard = self._shards.popleft()
+        self._writers.append(ShardWriter(self._target, shard))
         self._n_left = len(shard.records)
         if self._n_left:
             self._block = self._new_block()
@@ -187,7 +185,7 @@ class _Writer:
             self._stage.add(partial(self._writers[-1].write, self._block[:n_rows]), self._block.nbytes)
 
     def _new_block(self) -> Array:
-        return np.empty((self._block_rows, *self._job.rows.shape), self._job.rows.dtype)
+        return np.empty((self._block_rows, *self._target.rows.shape), self._target.rows.dtype)
 
     def _commit(self, writer: ShardWriter) -> None:
         meta = writer.commit()

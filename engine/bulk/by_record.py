@@ -10,7 +10,7 @@ import numpy as np
 
 from flashelmo.engine.arrays import Bool, Int64
 from flashelmo.engine.bulk.parts import RecordErrors
-from flashelmo.engine.bulk.text_reader import RawRecords, line_ends
+from flashelmo.engine.bulk.text_format import RawRecords, line_ends
 from flashelmo.engine.bulk.tokenizers import Tokenizer, Tokens, lines_of, tokenize, tokens_of_lists
 from flashelmo.engine.errors import FlashElmoError
 
@@ -31,6 +31,15 @@ class Fault(Exception):
     def __init__(self, position: int, expected: str, found: str) -> None:
         super().__init__(f"expected {expected}, found {found}")
         self.position = position
+
+
+def check_column(field: str, names: list[str], name: str, advice: str = "") -> None:
+    """Raise FlashElmoError unless a table of this name has exactly one column of the field's."""
+    if field not in names:
+        found = ", ".join(map(repr, names)) or "none"
+        raise FlashElmoError(f"{name}: expected a column {field!r}, found {found}; {NAMED_BY}{advice}")
+    if (n := names.count(field)) > 1:
+        raise FlashElmoError(f"{name}: expected one column {field!r}, found {n} of that name")
 
 
 def each_record(

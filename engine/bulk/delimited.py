@@ -13,10 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
+from flashelmo.engine.arguments import is_decimal
 from flashelmo.engine.arrays import Int64
-from flashelmo.engine.bulk.by_record import NAMED_BY, Fault, decode_utf8, each_record
+from flashelmo.engine.bulk.by_record import Fault, check_column, decode_utf8, each_record
 from flashelmo.engine.bulk.parts import RecordErrors, Records
-from flashelmo.engine.bulk.text_reader import RawRecords, TextFormat, line_ends
+from flashelmo.engine.bulk.text_format import RawRecords, TextFormat, line_ends
 from flashelmo.engine.bulk.tokenizers import Tokenizer, lines_of, tokenize
 from flashelmo.engine.errors import FlashElmoError
 
@@ -26,6 +27,7 @@ FIRST_LINE = re.compile(EMPTY_LINES + rb"[^\n]*\n")
 # over it: a run may be all the rest of the text.
 QUOTED = rb'"(?:[^"]*"")*[^"]*'
 
+HEADER_BYTES = (1 << 20) - 3  # of the first row, which are in the head even if a byte order mark precedes them
 FOUND_COLUMNS = re.compile(r"Expected \d+ columns, got (\d+)")
 
 
@@ -68,9 +70,11 @@ class Delimited(TextFormat):
         first = head[: ends[0] if len(ends) else self.end_of_first(head)]
         if not first.strip():
             raise FlashElmoError(f"{name}: expected a header with the names of columns, found an empty table")
-        names = self._names(first)
+        if len(first) >= HEADER_BYTES:
+            raise FlashElmoError(f"{name}: expected a header of less than 1 MiB, found a longer one")
+        names = self._names(first, name)
         self._n_columns = len(names)
-        numbered = all(field.isdecimal() and field not in names for field in self._fields)
+        numbered = all(is_decimal(field) and field not in names for field in self._fields)
         self._columns = [self._column(field, names, numbered, name) for field in self._fields]
         return 0 if numbered else len(first)
 
@@ -171,20 +175,23 @@ class Delimited(TextFormat):
         advice = "; format tsv-quoted reads columns between quotes" if b'"' in data and not self._quoted else ""
         return Fault(len(data) - len(data.lstrip(b"\r\n")), f"a row of {self._n_columns} columns", found + advice)
 
-    def _names(self, header: bytes) -> list[str]:
-        """Return the columns' names, from the first row."""
+    def _names(self, header: bytes, name: str) -> list[str]:
+        """Return the columns' names, from the first row of the table of this name."""
         rows = StringIO(header.decode("utf-8", "replace").lstrip("\r\n"), newline="")
-        if self._quoted:
-            return next(csv.reader(rows, delimiter=self._delimiter))
-        return next(csv.reader(rows, delimiter=self._delimiter, quoting=csv.QUOTE_NONE))
+        try:
+            names, *others = csv.reader(
+                rows, delimiter=self._delimiter, quoting=csv.QUOTE_MINIMAL if self._quoted else csv.QUOTE_NONE
+            )
+        except csv.Error as error:
+            raise FlashElmoError(f"{name}: expected a header with the names of columns, found: {error}") from None
+        if others:
+            raise FlashElmoError(f"{name}: expected rows that end with \\n, found a header that ends with \\r alone")
+        return names
 
     def _column(self, field: str, names: list[str], numbered: bool, name: str) -> int:
         if numbered and 1 <= int(field) <= len(names):
             return int(field) - 1
-        if field not in names:
-            found = ", ".join(map(repr, names))
-            advice = f"{NAMED_BY}, or number them where there is no header"
-            raise FlashElmoError(f"{name}: expected a column {field!r}, found {found}; {advice}")
+        check_column(field, names, name, ", or number them where there is no header")
         return names.index(field)
 
 

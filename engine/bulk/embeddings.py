@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from bisect import bisect_right
@@ -22,6 +21,8 @@ import pyarrow.parquet as pq
 from flashelmo.engine.arguments import shown
 from flashelmo.engine.arrays import Array, Int64
 from flashelmo.engine.bulk.folder import Meta, entry_of, folder_of, read_json, shard_numbers
+from flashelmo.engine.bulk.native_shard import NativeValues
+from flashelmo.engine.bulk.parquet_shard import ParquetValues
 from flashelmo.engine.bulk.shards import Rows, shard_name
 from flashelmo.engine.errors import FlashElmoError, reason_of
 from flashelmo.engine.sinks.files import RUN
@@ -159,7 +160,7 @@ class Embeddings:
 
     def _shard(self, k: int) -> _Shard:
         if k not in self._open:
-            make, most = (_NativeValues, OPEN_SHARDS) if self._is_native else (_ParquetValues, OPEN_PARQUET_SHARDS)
+            make, most = (NativeValues, OPEN_SHARDS) if self._is_native else (ParquetValues, OPEN_PARQUET_SHARDS)
             if len(self._open) >= most:
                 self._open.popitem(last=False)
             self._open[k] = _Shard(self._folder, self._metas[k], self._rows, make)
@@ -234,61 +235,6 @@ def _reading(path: Path) -> Iterator[None]:
         raise
     except (pa.ArrowException, OSError, ValueError, IndexError) as error:
         raise FlashElmoError(f"{path}: cannot be read: {reason_of(error)}; `flashelmo verify` tells more") from None
-
-
-class _NativeValues:
-    """Rows in a file of safetensors."""
-
-    def __init__(self, path: Path, rows: Rows) -> None:
-        path = path.with_suffix(".safetensors")
-        data = np.memmap(path, np.uint8, mode="r")
-        begin = 8 + int.from_bytes(data[:8].tobytes(), "little")
-        try:
-            header = json.loads(data[8:begin].tobytes())
-            parts = [data[begin:][slice(*header[name]["data_offsets"])] for name in ("offsets", "values")]
-            self._offsets: Int64 = np.asarray(parts[0]).view(np.int64)
-            self._values: Array = np.asarray(parts[1]).view(rows.dtype).reshape(-1, *rows.shape)
-            is_whole = [*self._offsets[[0, -1]]] == [0, len(self._values)] and (np.diff(self._offsets) >= 0).all()
-        except (ValueError, KeyError, TypeError, IndexError):
-            is_whole = False
-        if not is_whole:
-            raise FlashElmoError(f"{path}: expected offsets and values, found something else")
-
-    def rows(self, b: int) -> Array:
-        """Those of record b: a view of the file."""
-        return self._values[self._offsets[b] : self._offsets[b + 1]]
-
-
-class _ParquetValues:
-    """Rows in a column of Parquet; the row group that was read last is kept."""
-
-    def __init__(self, path: Path, rows: Rows) -> None:
-        self._file = pq.ParquetFile(path.with_suffix(".parquet"), memory_map=True)
-        self._shape = rows
-        sizes = [self._file.metadata.row_group(k).num_rows for k in range(self._file.metadata.num_row_groups)]
-        self._starts = np.cumsum([0, *sizes])
-        self._group = -1
-        self._read: tuple[Array, Int64] = (np.empty(0), np.zeros(1, np.int64))
-
-    def rows(self, b: int) -> Array:
-        """Those of record b."""
-        group = int(np.searchsorted(self._starts, b, side="right")) - 1
-        if group != self._group:
-            self._read, self._group = self._read_group(group), group
-        values, offsets = self._read
-        b -= int(self._starts[group])
-        return values[offsets[b] : offsets[b + 1]]
-
-    def _read_group(self, group: int) -> tuple[Array, Int64]:
-        column = self._file.read_row_group(group, columns=["values"])["values"].combine_chunks()
-        column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
-        offsets: Int64 = np.arange(len(column) + 1, dtype=np.int64)
-        if not self._shape.pooled:
-            offsets = column.offsets.to_numpy().astype(np.int64)
-            offsets, column = offsets - offsets[0], column.flatten()
-        for _ in self._shape.shape:
-            column = column.flatten()
-        return column.to_numpy(zero_copy_only=False).reshape(-1, *self._shape.shape), offsets
 
 
 def open_embeddings(path: str | Path) -> Embeddings:

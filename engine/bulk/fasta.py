@@ -13,7 +13,7 @@ from flashelmo.engine.arguments import shown
 from flashelmo.engine.arrays import Int64
 from flashelmo.engine.bulk.by_record import Fault, decode_utf8, each_record
 from flashelmo.engine.bulk.parts import RecordErrors, Records
-from flashelmo.engine.bulk.text_reader import RawRecords, TextFormat
+from flashelmo.engine.bulk.text_format import RawRecords, TextFormat
 
 HEADER = re.compile(rb"\n>")
 WHITE_SPACE = string.whitespace.encode()
@@ -61,6 +61,8 @@ class Fasta(TextFormat):
         header, _, lines = record[first:].partition(b"\n")
         if not header.startswith(b">"):
             raise Fault(first, "a header that begins with >", shown(decode_utf8(header, "replace")))
+        if (end := header.rstrip().find(b"\r")) >= 0:
+            raise Fault(first + end, "a header's line that ends with \\n", "one that ends with \\r alone")
         try:
             own_id = self._id(decode_utf8(header, self.errors)[1:].strip())
         except Fault as fault:

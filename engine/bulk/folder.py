@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import re
-import secrets
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -17,11 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flashelmo.engine.arguments import utf8_path_of
-from flashelmo.engine.bulk.shard_writer import NewFile
 from flashelmo.engine.bulk.shards import shard_name
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.files import check_link, sha256_of, sync
-from flashelmo.engine.sinks.files import RUN, take_name, writing
+from flashelmo.engine.files import check_link, sha256_of
+from flashelmo.engine.sinks.files import RUN, write_json, writing
 from flashelmo.engine.threads import in_order
 
 logger = logging.getLogger("flashelmo")
@@ -68,7 +66,7 @@ def clear(folder: Path) -> None:
             (folder / name).unlink()
 
 
-def start(folder: Path, fingerprint: Meta, shard_records: Callable[[], int]) -> Meta:
+def start(folder: Path, fingerprint: Meta, shard_records: Callable[[], int]) -> int:
     """Write `run.json`, or check that an existing one was written with the same fingerprint.
 
     Args:
@@ -77,7 +75,7 @@ def start(folder: Path, fingerprint: Meta, shard_records: Callable[[], int]) -> 
         shard_records: called for the number of records per shard if neither the fingerprint nor the folder has one.
 
     Returns:
-        The contents of `run.json`.
+        The number of records per shard.
 
     Raises:
         FlashElmoError: the fingerprint differs; the message names the first difference.
@@ -90,27 +88,14 @@ def start(folder: Path, fingerprint: Meta, shard_records: Callable[[], int]) -> 
     with writing(folder):
         if not path.exists():
             with suppress(FileExistsError):  # another job of the array was first
-                _write_first(path, fingerprint)
+                write_json(path, fingerprint, overwrite=False)
     begun = read_json(path)
     difference = first_difference(begun, fingerprint)
     if difference is not None:
         what, old, new = difference
         begun_with = f"expected {old}, with which this output was begun"
         raise FlashElmoError(f"{path}: {what}: {begun_with}, found {new}; --overwrite starts over")
-    return begun
-
-
-def _write_first(path: Path, values: Meta) -> None:
-    """Write a new JSON file. FileExistsError: it already exists."""
-    file = NewFile(path, f".{secrets.token_hex(8)}")
-    try:
-        file.write((json.dumps(values, indent=1) + "\n").encode())
-        file.close()
-        sync(file.temporary)
-        take_name(file.temporary, path)
-        sync(path.parent)
-    finally:
-        file.abort()
+    return int(begun["shard_records"])
 
 
 def first_difference(begun: Any, found: Any, name: str = "") -> tuple[str, str, str] | None:
@@ -153,10 +138,11 @@ def remove_leftovers(folder: Path, num_shards: int, shard_id: int) -> None:
                 (folder / name).unlink(missing_ok=True)
 
 
-def shard_numbers(folder: Path) -> list[int]:
-    """Return the numbers of shards marked as finished, ascending; none if there is no folder."""
+def shard_numbers(folder: Path, num_shards: int = 1, shard_id: int = 0) -> list[int]:
+    """Return the numbers of a job's shards marked as finished, ascending; none if there is no folder."""
     names = os.listdir(folder) if folder.is_dir() else ()
-    return sorted(int(found[1]) for name in names if (found := META.fullmatch(name)) is not None)
+    numbers = sorted(int(found[1]) for name in names if (found := META.fullmatch(name)) is not None)
+    return [number for number in numbers if number % num_shards == shard_id]
 
 
 def kept_shards(folder: Path, numbers: Iterable[int]) -> dict[int, Meta]:

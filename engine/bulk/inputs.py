@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
 import pyarrow as pa
 
-from flashelmo.engine.arguments import ADDRESS, is_stream, path_of
+from flashelmo.engine.arguments import ADDRESS, is_stream, path_of, standard_input
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
+from flashelmo.engine.threads import Background
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}  # suffix: Arrow's name
 
@@ -103,7 +104,8 @@ class Decompressed:
 
 def _opener(source: str | Path) -> Callable[[], IO[bytes]]:
     if source == "-":
-        return _Once("-", lambda: sys.stdin.buffer, closes=False).open
+        standard = standard_input()
+        return _Once("-", lambda: standard, closes=False).open
     if isinstance(source, str) and ADDRESS.match(source):
         return lambda: _open_address(source)
     path = path_of("input", source)
@@ -139,29 +141,36 @@ class _Once:
     Args:
         name: for messages.
         open: opens it.
-        closes: whether to close it with this.
+        closes: whether to close it with this; nobody waits for a thread that still reads, perhaps for ever.
     """
 
     closed = False
 
     def __init__(self, name: str, open: Callable[[], IO[bytes]], closes: bool = True) -> None:
-        self._name, self._open, self._closes = name, open, closes
+        self.name, self._open, self._closes = name, open, closes
         self._file: IO[bytes] | None = None
+        self._reading = threading.Lock()
 
     def open(self) -> Any:
         if self._file is not None:
-            found = "standard input" if self._name == "-" else "a pipe or a device"
-            raise FlashElmoError(f"{self._name}: expected an input that can be read again, found {found}")
+            found = "standard input" if self.name == "-" else "a pipe or a device"
+            raise FlashElmoError(f"{self.name}: expected an input that can be read again, found {found}")
         self._file = self._open()
         return self
 
     def read(self, n_bytes: int) -> bytes:
         assert self._file is not None
-        return self._file.read(n_bytes)
+        with self._reading:
+            return self._file.read(n_bytes)
 
     def seekable(self) -> bool:
         return False
 
     def close(self) -> None:
-        if self._closes and self._file is not None:
+        if not self._closes or self._file is None:
+            return
+        if self._reading.acquire(blocking=False):
             self._file.close()
+            self._reading.release()
+        else:
+            Background(self._file.close)

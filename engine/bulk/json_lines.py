@@ -10,7 +10,7 @@ from flashelmo.engine.arguments import shown
 from flashelmo.engine.arrays import Int64
 from flashelmo.engine.bulk.by_record import NAMED_BY, Fault, decode_utf8, each_record, lines, tokens_of
 from flashelmo.engine.bulk.parts import RecordErrors, Records
-from flashelmo.engine.bulk.text_reader import RawRecords, TextFormat
+from flashelmo.engine.bulk.text_format import RawRecords, TextFormat
 from flashelmo.engine.bulk.tokenizers import Tokenizer
 from flashelmo.engine.text.sentences import SURROGATE
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from flashelmo.engine.bulk.by_record import NAMED_BY
+from flashelmo.engine.bulk.by_record import check_column
 from flashelmo.engine.bulk.parts import Part, Place, RecordErrors, Records
 from flashelmo.engine.bulk.tokenizers import Tokenizer, Tokens, lines_of, tokenize
 from flashelmo.engine.errors import FlashElmoError
@@ -143,9 +143,7 @@ class ParquetReader:
     def _check(self, schema: Any) -> None:
         field, *id_field = self._fields
         for name in self._fields:
-            if name not in schema.names:
-                found = ", ".join(map(repr, schema.names))
-                raise FlashElmoError(f"{self.name}: expected a column {name!r}, found {found}; {NAMED_BY}")
+            check_column(name, schema.names, self.name)
         kind = _values(schema.field(field).type)
         if not _is_text(kind) and not (_is_list(kind) and _is_text(_values(kind.value_type))):
             raise FlashElmoError(f"{self.name}: expected a column {field!r} of texts or lists of texts, found {kind}")

@@ -8,7 +8,7 @@ import numpy as np
 
 from flashelmo.engine.arrays import Int64
 from flashelmo.engine.bulk.parts import RecordErrors, Records
-from flashelmo.engine.bulk.text_reader import RawRecords, TextFormat, line_ends
+from flashelmo.engine.bulk.text_format import RawRecords, TextFormat, line_ends
 from flashelmo.engine.bulk.tokenizers import Tokenizer, tokenize
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.text.lines import check_utf8

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from flashelmo.engine.arguments import is_decimal
 from flashelmo.engine.bulk.conllu import ConllU
 from flashelmo.engine.bulk.delimited import Delimited
 from flashelmo.engine.bulk.fasta import Fasta
@@ -13,7 +14,8 @@ from flashelmo.engine.bulk.parquet import ParquetReader
 from flashelmo.engine.bulk.parts import Reader, RecordErrors
 from flashelmo.engine.bulk.plain import PlainLines
 from flashelmo.engine.bulk.tags import Tags
-from flashelmo.engine.bulk.text_reader import TextFormat, TextReader
+from flashelmo.engine.bulk.text_format import TextFormat
+from flashelmo.engine.bulk.text_reader import TextReader
 from flashelmo.engine.bulk.tokenizers import Tokenizer, tokenizer_of
 from flashelmo.engine.errors import FlashElmoError
 
@@ -104,7 +106,7 @@ def _check_fields(kind: str, field: str | None, id_field: str | None) -> None:
     for name, value, kinds in (("field", field, WITH_FIELDS), ("id_field", id_field, with_ids)):
         if value is not None and (kind not in kinds or not value):
             raise FlashElmoError(f"{name}: expected a name with format {', '.join(kinds)}, found {value!r} with {kind}")
-    if kind == "fasta" and id_field is not None and not id_field.removeprefix("-").isdecimal():
+    if kind == "fasta" and id_field is not None and not is_decimal(id_field.removeprefix("-")):
         raise FlashElmoError(f"id_field: expected a number with format fasta, found {id_field!r}")
 
 

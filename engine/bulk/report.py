@@ -94,6 +94,5 @@ class Report:
 
 
 def _skipped(folder: Path, num_shards: int, shard_id: int) -> Iterator[str]:
-    for number in shard_numbers(folder):
-        if number % num_shards == shard_id:
-            yield from read_json(folder / f"{shard_name(number)}.json")["skipped"]
+    for number in shard_numbers(folder, num_shards, shard_id):
+        yield from read_json(folder / f"{shard_name(number)}.json")["skipped"]

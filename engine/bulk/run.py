@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
-from itertools import chain
 from pathlib import Path
 
 from flashelmo.engine.arguments import expect_no_state, flag, shown, utf8_path_of, whole_number
@@ -18,8 +17,8 @@ from flashelmo.engine.bulk.attempt import Attempt
 from flashelmo.engine.bulk.locks import begin_writing
 from flashelmo.engine.bulk.parts import Reader
 from flashelmo.engine.bulk.report import Report
-from flashelmo.engine.bulk.shards import FORMATS, Rows, Shard, ShardFormat, shard_name
-from flashelmo.engine.bulk.source import Job, ShardSource, Source, default_shard_records, describe_input, first_records
+from flashelmo.engine.bulk.shards import FORMATS, Rows, Shard, ShardFormat, Target, shard_name
+from flashelmo.engine.bulk.source import ShardSource, Source, default_shard_records, describe_input, first_records
 from flashelmo.engine.embed_file import Embedder, OnTextProgress
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Output
@@ -76,25 +75,25 @@ def embed_corpus(
     num_shards = whole_number("num_shards", num_shards, 1)
     shard_id = whole_number("shard_id", shard_id, 0, num_shards - 1)
     resume, overwrite = flag("resume", resume), flag("overwrite", overwrite)
-    rows, fingerprint = describe_run(embedder, reader, output, format, shard_records, keep_tokens)
+    target, fingerprint = describe_run(embedder, reader, folder, output, format, shard_records, keep_tokens)
     if overwrite:  # errors should come before shards are removed
         first_records(reader)
     with begin_writing(folder, resume, overwrite, num_shards, shard_id):
-        begun = folders.start(folder, fingerprint, partial(default_shard_records, reader, rows))
-        job = Job(folder, output, rows, format, keep_tokens, num_shards, shard_id, int(begun["shard_records"]))
-        run = Run(embedder, reader, job, on_progress)
-        return run.run(Source(reader, job, run.kept(resume)))
+        n = folders.start(folder, fingerprint, partial(default_shard_records, reader, target.rows))
+        run = Run(embedder, reader, target, on_progress)
+        return run.run(Source(reader, n, run.kept(resume, num_shards, shard_id), num_shards, shard_id))
 
 
 def describe_run(
     embedder: Embedder,
     reader: Reader,
+    folder: Path,
     output: Output,
     format: ShardFormat,
     shard_records: int | None,
     keep_tokens: bool,
-) -> tuple[Rows, folders.Meta]:
-    """Return what rows of the output are, and what must not change while a folder is being written.
+) -> tuple[Target, folders.Meta]:
+    """Return what is written where, and what must not change while the folder is being written.
 
     Raises:
         FlashElmoError: the embedder carries a state, the model lacks a layer, or an argument has the wrong type.
@@ -113,7 +112,7 @@ def describe_run(
         "input": describe_input(reader),
         "shard_records": None if shard_records is None else whole_number("shard_records", shard_records, 1),
     }
-    return rows, fingerprint
+    return Target(folder, output, rows, format, keep_tokens), fingerprint
 
 
 class Run:
@@ -121,7 +120,7 @@ class Run:
 
     Args:
         embedder, reader, on_progress: see `embed_corpus`.
-        job: what is written where.
+        target: what is written where.
         on_finish: called with a shard's entry once it is on disk, in a thread.
     """
 
@@ -129,27 +128,28 @@ class Run:
         self,
         embedder: Embedder,
         reader: Reader,
-        job: Job,
+        target: Target,
         on_progress: OnTextProgress,
         on_finish: Callable[[folders.Meta], None] = lambda meta: None,
     ) -> None:
-        self._embedder, self._reader, self._job = embedder, reader, job
+        self._embedder, self._reader, self._target = embedder, reader, target
         self._on_progress, self._on_finish = on_progress, on_finish
         self._report = Report()
-        self._undone: deque[Shard] = deque()  # read and not yet finished, in order
+        self._undone: deque[Shard] = deque()  # under way: read and not yet finished, in order
+        self._again: deque[Shard] = deque()  # undone when an attempt failed, in order
 
     def run(self, source: ShardSource) -> Report:
         """Embed the source's shards."""
         started, before = time.perf_counter(), replace(self._embedder.statistics)
         failed, n_failed = -1, 0
         while True:
-            shards = chain(list(self._undone), source.shards())
-            self._undone.clear()
             try:
-                self._attempt(shards, check_disk=n_failed == 0)
+                self._attempt(self._shards(source, check_disk=n_failed == 0))
                 break
             except OSError as error:
-                number = self._undone[0].number if self._undone else source.number
+                self._again.extendleft(reversed(self._undone))
+                self._undone.clear()
+                number = self._again[0].number if self._again else source.number
                 failed, n_failed = number, n_failed + 1 if failed == number else 1
                 self._wait_or_give_up(error, number, n_failed)
         added, report = self._embedder.statistics - before, self._report
@@ -157,26 +157,24 @@ class Run:
         report.seconds = time.perf_counter() - started
         return report
 
-    def kept(self, resume: bool) -> dict[int, folders.Meta]:
+    def kept(self, resume: bool, num_shards: int, shard_id: int) -> dict[int, folders.Meta]:
         """Return the entries of this job's finished, undamaged shards."""
-        folder = self._job.folder
-        numbers = [number for number in folders.shard_numbers(folder) if self._job.has(number)]
+        folder = self._target.folder
+        numbers = folders.shard_numbers(folder, num_shards, shard_id)
         if numbers and not resume:
             raise FlashElmoError(f"{folder}: exists already; --resume goes on with it")
         kept = folders.kept_shards(folder, numbers)
         self._report.kept = len(kept)
         return kept
 
-    def _attempt(self, shards: Iterator[Shard], check_disk: bool) -> None:
+    def _attempt(self, shards: Iterator[Shard]) -> None:
         """Embed shards until all are finished or an error is raised; unfinished ones stay undone."""
-        if check_disk:
-            shards = self._checked(shards)
         before = self._report.tokens  # of earlier attempts
 
         def on_progress(n_bytes: float, n_tokens: float) -> None:
             self._on_progress(n_bytes, before + n_tokens)
 
-        attempt = Attempt(self._embedder, self._job, self._undone, self._finish, on_progress)
+        attempt = Attempt(self._embedder, self._target, self._finish, on_progress)
         try:
             attempt.run(shards)
         finally:
@@ -189,25 +187,29 @@ class Run:
         self._report.add_shard(meta)
         self._on_finish(meta)
 
-    def _checked(self, shards: Iterator[Shard]) -> Iterator[Shard]:
-        """Yield the shards, once it is clear that the disk has room for them."""
-        for shard in shards:
-            check_space(self._job.folder, self._bytes_needed(shard), self._job.output)
+    def _shards(self, source: ShardSource, check_disk: bool) -> Iterator[Shard]:
+        """Yield the shards that are not finished, each under way from then on; optionally check the room for them."""
+        while self._again:
+            self._undone.append(self._again.popleft())
+            yield self._undone[-1]
+        for shard in source.shards():
+            self._undone.append(shard)
+            if check_disk:
+                check_space(self._target.folder, self._bytes_needed(shard), self._target.output)
+                check_disk = False
             yield shard
-            break
-        yield from shards
 
     def _bytes_needed(self, shard: Shard) -> float:
         """Return the bytes that are still to be written, estimated from a shard's records."""
-        records, rows = shard.records, self._job.rows
+        records, rows = shard.records, self._target.rows
         n_bytes = int(rows.offsets(records.offsets)[-1]) * rows.n_bytes + len(records) * INDEX_BYTES
-        if self._job.keep_tokens:
+        if self._target.keep_tokens:
             n_bytes += records.tokens.nbytes
         begin, end = shard.begin.byte, shard.end.byte
         input_bytes = self._reader.n_bytes
         if input_bytes is None or end <= begin:
             return n_bytes
-        folder = self._job.folder
+        folder = self._target.folder
         written = sum((folder / name).stat().st_size for name in os.listdir(folder) if folders.OURS.fullmatch(name))
         return max(n_bytes, n_bytes / (end - begin) * float(input_bytes) - written)
 
@@ -216,7 +218,7 @@ class Run:
         if isinstance(error, NOT_LOST):
             raise error
         reason = error.strerror or str(error)
-        what = f"{error.filename or self._job.folder}: {shard_name(number)}: {reason}"
+        what = f"{error.filename or self._target.folder}: {shard_name(number)}: {reason}"
         if n_failed > len(RETRY_SECONDS):
             kept = self._report.kept + self._report.shards
             raise FlashElmoError(f"{what}; tried {n_failed} times. --resume goes on: finished shards are kept, {kept}")

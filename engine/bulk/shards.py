@@ -10,6 +10,7 @@ A row is a token's vectors, or, if they are pooled, a record's.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -22,6 +23,7 @@ from flashelmo.engine.output import Output
 ShardFormat: TypeAlias = Literal["native", "parquet"]
 
 FORMATS: tuple[ShardFormat, ...] = ("native", "parquet")
+INDEX_ROWS = 1 << 16  # per row group of the index
 
 
 def shard_name(number: int) -> str:
@@ -76,6 +78,17 @@ class Rows:
             rows = rows[0]
             return rows
         return rows if len(self.shape) == 1 else rows.transpose(1, 0, 2)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is written where; see `embed_corpus`."""
+
+    folder: Path
+    output: Output
+    rows: Rows
+    format: ShardFormat
+    keep_tokens: bool
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,12 @@
-"""The shards that a job still has to write, cut out of its input."""
+"""What a job still has to write: shards, cut out of its input."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 import os
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,9 +16,8 @@ import pyarrow as pa
 from flashelmo.engine.arguments import is_stream
 from flashelmo.engine.bulk.folder import Meta
 from flashelmo.engine.bulk.parts import Part, Place, Reader, Records
-from flashelmo.engine.bulk.shards import Rows, Shard, ShardFormat
+from flashelmo.engine.bulk.shards import Rows, Shard
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.output import Output
 
 # The default number of records per shard aims at these: its bytes, and its tokens, which are read at once.
 SHARD_BYTES, SHARD_TOKENS = 1 << 30, 1 << 22
@@ -69,24 +68,6 @@ def describe_input(reader: Reader) -> dict[str, Any]:
     return described
 
 
-@dataclass(frozen=True)
-class Job:
-    """What is written where, and which shards are this run's."""
-
-    folder: Path
-    output: Output
-    rows: Rows
-    format: ShardFormat
-    keep_tokens: bool
-    num_shards: int
-    shard_id: int
-    shard_records: int
-
-    def has(self, number: int) -> bool:
-        """Whether a shard is this run's."""
-        return number % self.num_shards == self.shard_id
-
-
 class ShardSource(Protocol):
     """Shards that are to be written."""
 
@@ -99,15 +80,20 @@ class ShardSource(Protocol):
 
 
 class Source:
-    """This job's unfinished shards, in order.
+    """The unfinished shards of a job, in order.
 
     Args:
-        reader, job: what is read, and for which job.
+        reader: of the input.
+        n: records per shard.
         kept: entries of the finished shards, by number; their records are compared and skipped.
+        num_shards, shard_id: see `embed_corpus`; other jobs' shards are skipped.
     """
 
-    def __init__(self, reader: Reader, job: Job, kept: dict[int, Meta]) -> None:
-        self._reader, self._job, self._kept = reader, job, kept
+    def __init__(
+        self, reader: Reader, n: int, kept: Mapping[int, Meta], num_shards: int = 1, shard_id: int = 0
+    ) -> None:
+        self._reader, self._n, self._kept = reader, n, kept
+        self._num_shards, self._shard_id = num_shards, shard_id
         self._part: Part | None = None  # the one that comes next, once it is read
         self._place = Place()  # where it begins
         self._at_end = False
@@ -115,28 +101,31 @@ class Source:
     @property
     def number(self) -> int:
         """The number of the shard that comes next."""
-        return self._place.record // self._job.shard_records
+        return self._place.record // self._n
 
     def shards(self) -> Iterator[Shard]:
         """Yield shards from where the last call left off: it may be called again after an error."""
+        for number, part, last in self.parts():
+            yield Shard.of(number, part, last)
+            del part
+
+    def parts(self) -> Iterator[tuple[int, Part, bool]]:
+        """Yield, as `shards` does, a shard's number, its part of the input, and whether the input ends with it."""
         while not self._at_end:
             part = self._part = self._part or self._take(self._place) or no_part()
-            following = self._take(part.end) if part.n_records == self._job.shard_records else None
+            following = self._take(part.end) if part.n_records == self._n else None
             number, last = self.number, following is None
-            shard = None
             if number in self._kept:
                 check_kept(self._reader.name, part, last, self._kept[number])
-            elif self._job.has(number):
-                shard = Shard.of(number, part, last)
             self._part, self._place, self._at_end = following, part.end, last
-            if shard is not None:
-                yield shard
-            del part, following, shard
+            if number not in self._kept and number % self._num_shards == self._shard_id:
+                yield number, part, last
+            del part, following
 
     def _take(self, place: Place) -> Part | None:
         """Return the records of a shard, which begin at this place."""
         self._reader.seek(place)
-        return self._reader.take(self._job.shard_records)
+        return self._reader.take(self._n)
 
 
 def check_kept(name: str, part: Part, last: bool, meta: Meta) -> None:

@@ -8,7 +8,7 @@ from flashelmo.engine.arguments import shown
 from flashelmo.engine.arrays import Int64
 from flashelmo.engine.bulk.by_record import Fault, cut_at_blank_lines, each_record, line_text, visible_lines
 from flashelmo.engine.bulk.parts import RecordErrors, Records
-from flashelmo.engine.bulk.text_reader import RawRecords, TextFormat
+from flashelmo.engine.bulk.text_format import RawRecords, TextFormat
 from flashelmo.engine.bulk.tokenizers import tokens_of_lists
 
 

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
-from typing import IO, Any, NamedTuple, Protocol
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from flashelmo.engine.arrays import Int64
 from flashelmo.engine.bulk.inputs import Decompressed
 from flashelmo.engine.bulk.parts import Part, Place, Records
+from flashelmo.engine.bulk.text_format import RawRecords, TextFormat
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.text.lines import NEWLINE, without_mark
-from flashelmo.engine.text.tables import binary_kind_of, kind_of
+from flashelmo.engine.text.lines import without_mark
+from flashelmo.engine.text.tables import KINDS, RETURNS, binary_kind_of, kind_of
 
 CHUNK_BYTES = 1 << 20
-HEAD_BYTES = 1 << 16  # that show what a file holds
+HEAD_BYTES = 1 << 20  # that show what a file holds
 MAX_RECORD_BYTES = 1 << 28  # how far to search for a closing quote
 MAX_PART_BYTES = (1 << 31) - 1  # Arrow's strings count their bytes in 31 bits
 READ_BY = {  # what a file holds: how to read it
@@ -28,63 +28,11 @@ READ_BY = {  # what a file holds: how to read it
     "JSON lines": "format jsonl reads them",
     "tokens with tags": "format tags reads them",
     "a table": "format csv or tsv reads a column of it",
+    RETURNS: KINDS[RETURNS],
     "Parquet": "format parquet reads a column of it",
     "gzip": "a name that ends in .gz is decompressed",
     "Zstandard": "a name that ends in .zst is decompressed",
 }
-
-
-@dataclass(frozen=True)
-class RawRecords:
-    """Whole records.
-
-    Attributes:
-        name: of the input.
-        place: where `data` begins.
-        data: their bytes.
-        ends: [B] where each ends in `data`, the last one at its end.
-    """
-
-    name: str
-    place: Place
-    data: bytes
-    ends: Int64
-
-    def where(self, position: int) -> str:
-        """Return the input's name, and the line and its byte of a position in `data`, both counted from 1."""
-        line = self.place.line + self.data.count(b"\n", 0, position)
-        byte = position - self.data.rfind(b"\n", 0, position)
-        return f"{self.name}: line {line}, byte {byte}"
-
-
-class TextFormat(Protocol):
-    """How records are stored in a text.
-
-    Attributes:
-        kinds: what `kind_of` may take such a text for, the format itself first.
-        blank_records: whether white space after the last record is one more.
-    """
-
-    kinds: tuple[str, ...]
-    blank_records: bool
-
-    def begin(self, head: bytes, name: str) -> int:
-        """Look at the first bytes of the text; return how many of them precede the first record.
-
-        Raises:
-            FlashElmoError: such a text cannot begin like this.
-        """
-        return 0
-
-    def cut(self, data: bytes) -> Int64:
-        """Return where each record ends that is whole whatever follows; a last one without an end does not count."""
-
-    def end_of_first(self, data: bytes) -> int:
-        """Return where the first record ends if `cut` finds no whole one, and no more text may belong to it."""
-        return len(data)
-
-    def decode(self, raw: RawRecords) -> Records:
-        """The records."""
 
 
 class _Block(NamedTuple):
@@ -291,11 +239,6 @@ def _decode(text_format: TextFormat, raw: RawRecords) -> Records:
         )
         raise FlashElmoError(f"{raw.name}: line {raw.place.line}: {expected}; take fewer")
     return text_format.decode(raw)
-
-
-def line_ends(data: bytes) -> Int64:
-    r"""Return the positions after each \n."""
-    return (np.flatnonzero(np.frombuffer(data, np.uint8) == NEWLINE) + 1).astype(np.int64)
 
 
 def _check_kind(head: bytes, name: str, allowed: tuple[str, ...]) -> None:

@@ -20,13 +20,13 @@ import numpy as np
 from flashelmo.engine.arguments import expect_no_state, is_stream
 from flashelmo.engine.bulk import folder as folders
 from flashelmo.engine.bulk.locks import begin_writing, locked
-from flashelmo.engine.bulk.parts import Part, Place, Reader
+from flashelmo.engine.bulk.parts import Place, Reader
 from flashelmo.engine.bulk.records import open_reader
 from flashelmo.engine.bulk.report import Report
 from flashelmo.engine.bulk.run import Run, describe_run
-from flashelmo.engine.bulk.shards import Rows, Shard, ShardFormat, shard_name
-from flashelmo.engine.bulk.source import Job, check_kept, default_shard_records, first_records, no_part
-from flashelmo.engine.embed_file import OnTextProgress
+from flashelmo.engine.bulk.shards import Rows, Shard, ShardFormat, Target, shard_name
+from flashelmo.engine.bulk.source import Source, default_shard_records, first_records, no_part
+from flashelmo.engine.embed_file import Embedder, OnTextProgress
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints import load_model
 from flashelmo.engine.model.weights import ElmoModel
@@ -68,6 +68,11 @@ class Corpus:
             found = "standard input" if self.input == "-" else f"a pipe or a device: {self.input}"
             raise FlashElmoError(f"input: expected a file, as several processes read it, found {found}")
         return open_reader(self.input, **self.reader)
+
+    def describe(self, embedder: Embedder, reader: Reader) -> tuple[Target, folders.Meta]:
+        """See `describe_run`."""
+        how = self.format, self.shard_records, self.keep_tokens
+        return describe_run(embedder, reader, self.folder, self.output, *how)
 
 
 @dataclass(frozen=True)
@@ -139,50 +144,38 @@ def _check(corpus: Corpus, reader: Reader, model: ElmoModel | None) -> None:
     options: Any = {name: value for name, value in corpus.options.items() if name != "options_file"}
     expect_no_state(Settings.of(options).stateful, "shards are embedded one by one")
     if model is not None:
-        embedder = ElmoEmbedder(model, **options)
-        describe_run(embedder, reader, corpus.output, corpus.format, corpus.shard_records, corpus.keep_tokens)
+        corpus.describe(ElmoEmbedder(model, **options), reader)
     first_records(reader)
 
 
 def _missing(n: int, reader: Reader, kept: dict[int, folders.Meta]) -> Iterator[Unit]:
-    """Yield the unfinished units, of n records each; the first one if all are finished.
-
-    Records of finished ones are compared with those that their shards were made of.
-    """
-    first: Unit | None = None
+    """Yield the unfinished units, of n records each; the first one if all are finished."""
     n_missing = 0
-    part: Part | None = reader.take(n) or no_part()
-    while part is not None:
-        following = reader.take(n) if part.n_records == n else None
-        begin, last = part.begin, following is None
-        unit = Unit(begin.record // n, begin.record, begin.line, begin.byte, last)
-        first = first or unit
-        if unit.shard in kept:
-            check_kept(reader.name, part, last, kept[unit.shard])
-        else:
-            n_missing += 1
-            yield unit
-        part = following
-    if first is not None and not n_missing:
-        yield first
+    for number, part, last in Source(reader, n, kept).parts():
+        n_missing, begin = n_missing + 1, part.begin
+        del part
+        yield Unit(number, begin.record, begin.line, begin.byte, last)
+    if not n_missing:
+        yield Unit(0, 0, 1, 0, kept[0]["last"])
 
 
 class UnitSource:
     """The shards of units; see `ShardSource`.
 
     Args:
-        reader, job: what is read, and for which job.
+        reader: of the input.
+        n: records per shard.
         units: those to do.
     """
 
-    def __init__(self, reader: Reader, job: Job, units: Iterable[Unit]) -> None:
-        self._reader, self._job, self._units = reader, job, iter(units)
+    def __init__(self, reader: Reader, n: int, units: Iterable[Unit]) -> None:
+        self._reader, self._n, self._units = reader, n, iter(units)
         self._unit: Unit | None = None  # the one being read
         self.number = 0
 
     def shards(self) -> Iterator[Shard]:
         """See `ShardSource`."""
-        n = self._job.shard_records
+        n = self._n
         while (unit := self._unit or next(self._units, None)) is not None:
             self._unit, self.number = unit, unit.shard
             self._reader.seek(Place(unit.record, unit.line, unit.byte))
@@ -216,12 +209,9 @@ class EmbedUnit:
 
         self._embedder = ElmoEmbedder.load(corpus.model, **corpus.options)
         self._reader = corpus.open()
-        rows, fingerprint = describe_run(
-            self._embedder, self._reader, corpus.output, corpus.format, corpus.shard_records, corpus.keep_tokens
-        )
-        begun = folders.start(corpus.folder, fingerprint, partial(default_shard_records, self._reader, rows))
-        size = int(begun["shard_records"])
-        self._job = Job(corpus.folder, corpus.output, rows, corpus.format, corpus.keep_tokens, 1, 0, size)
+        self._target, fingerprint = corpus.describe(self._embedder, self._reader)
+        find_size = partial(default_shard_records, self._reader, self._target.rows)
+        self._n = folders.start(corpus.folder, fingerprint, find_size)
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Embed units that are given as columns; return a column for each of `DONE`."""
@@ -243,17 +233,17 @@ class EmbedUnit:
             on_finish: called with a shard's entry once it is on disk, in a thread.
             on_progress: see `embed_corpus`.
         """
-        run = Run(self._embedder, self._reader, self._job, on_progress, on_finish)
-        return run.run(UnitSource(self._reader, self._job, units))
+        run = Run(self._embedder, self._reader, self._target, on_progress, on_finish)
+        return run.run(UnitSource(self._reader, self._n, units))
 
     def finished(self, unit: Unit) -> folders.Meta | None:
         """Return a unit's entry, if it is finished and undamaged."""
-        there = (self._job.folder / f"{shard_name(unit.shard)}.json").exists()
-        return folders.kept_shards(self._job.folder, [unit.shard] if there else []).get(unit.shard)
+        there = (self._target.folder / f"{shard_name(unit.shard)}.json").exists()
+        return folders.kept_shards(self._target.folder, [unit.shard] if there else []).get(unit.shard)
 
     def _one(self, unit: Unit) -> dict[str, Any]:
         """Embed a unit, unless it is finished; no other process has it meanwhile."""
-        folder = self._job.folder
+        folder = self._target.folder
         with _waited_for(folder, unit.shard):
             folders.remove_leftovers(folder, MOST_SHARDS, unit.shard)
             report = self.run([unit]) if self.finished(unit) is None else Report(kept=1)

@@ -3,8 +3,8 @@
 pipeline.py       a window from its plan to its sentences' vectors
 word_vectors.py   distinct words' vectors, and the cache that keeps them
 word_file.py      keeps them from run to run
-bilstm.py         the biLSTM over a window's forests, step by step: calls.py cuts a forest into the nodes of one call,
-                  directions.py runs both directions at the same time
+bilstm.py         the biLSTM over a window's forests, both directions at the same time, step by step
+calls.py          cuts a forest into the nodes of one call
 runtime.py        what executes the network's pieces: a protocol, for ort.py (ONNX Runtime), openvino.py and
 avx512.py         16 and 8 bits: lstm.c, compiled by lstm_c.py, and its word vectors (words_c.py)
 """

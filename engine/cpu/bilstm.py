@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import threading
-from _thread import start_new_thread
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
 from flashelmo.engine.arrays import Float32, Int32
 from flashelmo.engine.cpu.calls import slabs
-from flashelmo.engine.cpu.directions import Directions
 from flashelmo.engine.cpu.runtime import Blocks, Kept, LstmSteps, Runtime
 from flashelmo.engine.forks import InEachProcess
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.text.schedule import Forest, Schedule
+from flashelmo.engine.threads import Background
 
 # Rows of one product: enough to reach the matrix peak, few enough that a step's arrays stay in the last-level cache.
 STEP_ROWS = 512
@@ -76,23 +76,35 @@ class BiLstm:
             on_nodes: called after every step with its number of nodes, by either direction's thread.
         """
         forests = (schedule.forward, schedule.backward)
-        both = Directions(on_nodes)
+        stopped = False  # both directions end after their step, as one has failed
+
+        def count(nodes: int) -> None:
+            if stopped:
+                raise InterruptedError
+            on_nodes(nodes)
 
         def run_direction(direction: int) -> list[Float32]:
+            nonlocal stopped
             with self._in_use()[direction]:  # wait until one that an interrupted call left running has ended
-                both.count(0)
-                return self._run_direction(direction, forests[direction], word_vectors, state, both.count)
+                try:
+                    count(0)
+                    return self._run_direction(direction, forests[direction], word_vectors, state, count)
+                except BaseException:
+                    stopped = True
+                    raise
 
         if not self._runtime.concurrent_directions:
             return list(zip(run_direction(0), run_direction(1), strict=True))
         try:
-            start_new_thread(both.run_backward, (run_direction,))
-            forward = run_direction(0)
-            return list(zip(forward, both.backward(), strict=True))
-        except BaseException as error:  # even Ctrl-C: the other direction ends after its step
-            both.stopped = True
+            backward = Background(partial(run_direction, 1))
+            return list(zip(run_direction(0), backward.result(), strict=True))
+        except BaseException as error:  # even Ctrl-C
+            stopped = True
             with self._in_use()[1]:
-                raise both.error or error from None
+                pass  # the other direction has ended, or ends at its begin
+            if isinstance(error, InterruptedError):
+                backward.result()  # raises what stopped this one
+            raise
 
     def _run_direction(
         self,

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flashelmo.engine.captures import abandon
 from flashelmo.engine.cuda.transfer import CAPTURE_LOCK, Staging, streams_of
 from flashelmo.engine.errors import first_line
 from flashelmo.kernels.launch import is_out_of_memory
@@ -124,7 +125,8 @@ class GraphCache:
             try:
                 out = _record(graph, self._pool, partial(run, packed_schedule))
             except BaseException:
-                self._abandon(graph)
+                pool, self._pool = self._pool, None
+                abandon(graph, pool)
                 raise
 
         def replay() -> Tensor:
@@ -132,19 +134,6 @@ class GraphCache:
             return out
 
         return Captured(replay, packed_schedule, out.nbytes)
-
-    def _abandon(self, graph: torch.cuda.CUDAGraph) -> None:
-        """End a capture that failed; otherwise PyTorch's allocators stay in capture mode and reuse no memory."""
-        pool, self._pool = self._pool, None
-        graph.reset()
-        with suppress(Exception):  # where the capture has ended already
-            device = torch.cuda.current_device()
-            torch._C._cuda_endAllocateToPool(device, pool)
-            _abandoned.append(graph)
-            torch._C._cuda_releasePool(device, pool)
-
-
-_abandoned: list[torch.cuda.CUDAGraph] = []  # kept alive: the pinned-memory allocator still queries them
 
 
 def _record(graph: torch.cuda.CUDAGraph, pool: Any, run: Callable[[], Tensor]) -> Tensor:

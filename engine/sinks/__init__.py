@@ -178,10 +178,9 @@ class Sink:
             with writing(self.path):
                 yield
         except KeyError:
-            raise FlashElmoError(
-                f"{self.path}: line {self._n_written + 1}: the key {key[:60]!r} is taken already, or no key of this "
-                "format; leave out --use-sentence-keys"
-            ) from None
+            found = f"line {self._n_written + 1}: the key {key[:60]!r} is taken already, or no key of this format"
+            advice = "; leave out --use-sentence-keys" if self._use_sentence_keys else ""
+            raise FlashElmoError(f"{self.path}: {found}{advice}") from None
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 import secrets
@@ -9,6 +11,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from flashelmo.engine.errors import FlashElmoError, first_line
 from flashelmo.engine.files import NO_LOCKS, check_link, lock, sync
@@ -94,6 +97,71 @@ def take_name(temporary: Path, final: Path) -> None:
     except OSError:  # a file system without hard links
         os.close(os.open(final, os.O_CREAT | os.O_EXCL))
         os.replace(temporary, final)
+
+
+class NewFile:
+    """A file under a temporary name, written from beginning to end, with its checksum computed on the way.
+
+    Args:
+        path: its name once it is complete.
+        mark: part of the temporary name, if several runs may write the same file.
+    """
+
+    def __init__(self, path: Path, mark: str = "") -> None:
+        self.path, self.temporary = path, path.with_name(f".{path.name}{mark}.tmp")
+        self.closed = False
+        self._file = open(self.temporary, "wb", buffering=0)  # noqa: SIM115
+        self._digest = hashlib.sha256()
+        self._n_bytes = 0
+
+    def write(self, data: Any) -> int:
+        """Write all of it. OSError: the disk is full, or gone."""
+        view = memoryview(data)
+        rest = view if view.format == "B" and view.ndim == 1 else view.cast("B")
+        n_bytes = len(rest)
+        self._digest.update(rest)
+        while rest:
+            rest = rest[self._file.write(rest) :]
+        self._n_bytes += n_bytes
+        return n_bytes
+
+    def tell(self) -> int:
+        """Return the number of bytes written."""
+        return self._n_bytes
+
+    def flush(self) -> None:
+        """Do nothing: nothing is buffered."""
+
+    def close(self) -> None:
+        """Close the file."""
+        self.closed = True
+        self._file.close()
+
+    def publish(self, overwrite: bool = True) -> dict[str, Any]:
+        """Give the file its name, once it is safe on disk; return its size and sha256.
+
+        FileExistsError: the name is taken, and nothing is to be replaced.
+        """
+        os.fsync(self._file.fileno())
+        self.close()
+        os.replace(self.temporary, self.path) if overwrite else take_name(self.temporary, self.path)
+        return {"bytes": self._n_bytes, "sha256": self._digest.hexdigest()}
+
+    def abort(self) -> None:
+        """Remove what was written."""
+        self.close()
+        self.temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, values: dict[str, Any], overwrite: bool = True) -> None:
+    """Write a JSON file, completely or not at all. FileExistsError: it exists, and is not to be replaced."""
+    file = NewFile(path, "" if overwrite else f".{secrets.token_hex(8)}")
+    try:
+        file.write((json.dumps(values, indent=1) + "\n").encode())
+        file.publish(overwrite)
+    finally:
+        file.abort()
+    sync(path.parent)
 
 
 @contextmanager

@@ -13,6 +13,8 @@ import numpy as np
 from flashelmo.engine.arrays import Array
 from flashelmo.engine.output import Index
 
+NO_KEYS = range(65_500, 65_540)  # bytes; HDF5 can't open the files that it writes with keys of 65,516 to 65,522
+
 
 class Hdf5File:
     """An HDF5 file of datasets. In a key `/` separates groups, as in AllenNLP's files: `file[key]` finds it."""
@@ -43,6 +45,8 @@ class Hdf5File:
 
         KeyError: the key is taken, or cannot be one, like ".". OSError: the disk is full.
         """
+        if len(key.encode()) in NO_KEYS:
+            raise KeyError(key)
         try:
             # h5py's create_dataset does the same and takes twice as long
             dataset = h5py.h5d.create(

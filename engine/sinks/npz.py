@@ -32,9 +32,12 @@ class NpzFile:
         blocks: Iterable[tuple[Index, Array]],
         original_id: str | None = None,
     ) -> None:
-        """Write one array; there is no place for an id. KeyError: the key is taken, or too long for an archive."""
+        """Write one array; there is no place for an id. KeyError: the key is taken, or too long for an archive.
+
+        Of the keys `a` and `a.npy` NumPy would find the first one by both.
+        """
         name = f"{key}.npy"
-        if key in self._keys or len(name.encode("utf-8")) > 0xFFFF:
+        if {key, name, key.removesuffix(".npy")} & self._keys or len(name.encode("utf-8")) > 0xFFFF:
             raise KeyError(key)
         self._keys.add(key)
         header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}

@@ -14,6 +14,8 @@ RESIDUES = re.compile(r"[A-Za-z*.-]+")
 CONLLU_ID = re.compile(r"[0-9]+([-.][0-9]+)?")
 CONLLU_COLUMNS = 10
 
+RETURNS = "lines that end with \\r alone"
+
 # What such a file is called, and how to turn it into lines of sentences.
 KINDS = {
     "FASTA": "leave out the headers and put a blank between residues",
@@ -21,6 +23,7 @@ KINDS = {
     "JSON lines": "take the field of sentences out of them",
     "tokens with tags": "put a sentence's first column on a line",
     "a table": "`cut -f` picks a column",
+    RETURNS: "`tr '\\r' '\\n'` turns them into others",
 }
 SURE = ("FASTA", "CoNLL-U", "JSON lines")  # readers of text never accept these as sentences
 BEGINNINGS = {
@@ -43,7 +46,7 @@ def check_is_text(head: bytes, name: str) -> None:
 
 
 def check_is_no_other_format(head: bytes, name: str) -> None:
-    """Do as `check_is_text`, but allow what may be intended: tables, and tokens with tags."""
+    """Do as `check_is_text`, but allow what may be intended: tables, tokens with tags, a \\r within a line."""
     kind = kind_of(head)
     _refuse(kind if kind in SURE else None, name)
 
@@ -60,6 +63,8 @@ def kind_of(head: bytes) -> str | None:
     """
     every = [line.strip() for line in head.decode("utf-8", "replace").split("\n", MAX_LINES)[:MAX_LINES]]
     lines = [line for line in every if line]
+    if len(lines) == 1 and "\r" in lines[0]:
+        return RETURNS
     columns = [line.split("\t") for line in lines if not line.startswith("#")]
     if _is_fasta(lines):
         return "FASTA"

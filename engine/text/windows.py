@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from typing import IO, Any, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from flashelmo.engine.arguments import path_of, shown
+from flashelmo.engine.arguments import path_of, shown, standard_input
 from flashelmo.engine.arrays import Bool, Int32, Int64
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.text.lines import Block, Errors, check_utf8, split_lines, without_mark
@@ -263,7 +262,7 @@ def _read_blocks(source: str | Path | IO[Any], errors: Errors, universal_newline
 def _open(source: str | Path | IO[Any]) -> Any:
     """Return a context that closes the file only if it was opened here."""
     if isinstance(source, str | Path) and str(source) == "-":
-        return nullcontext(sys.stdin.buffer)
+        return nullcontext(standard_input())
     if not hasattr(source, "read"):
         return open(path_of("text", source), "rb")
     readable = getattr(source, "readable", None)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError, first_line
@@ -23,6 +24,10 @@ Result = TypeVar("Result")
 # Threads of gloo keep the last call's tensors a moment longer than the call, and need Python to release them. If Python
 # has ended by then, they end the process (https://github.com/pytorch/pytorch/pull/179291).
 LET_GO_SECONDS = 0.2
+
+# By default a process that has waited for another one for ten minutes (NCCL) or thirty (gloo) ends the run. The first
+# one may read a corpus, or measure a perplexity, for longer; torchrun ends the others if it dies.
+MOST_WAITING = timedelta(days=7)
 
 
 @dataclass(frozen=True)
@@ -111,7 +116,7 @@ def joined_processes(device: str) -> Iterator[Processes]:
     if on_cards:
         torch.cuda.set_device(processes.local)
     try:
-        distributed.init_process_group("nccl" if on_cards else "gloo")
+        distributed.init_process_group("nccl" if on_cards else "gloo", timeout=MOST_WAITING)
     except (RuntimeError, ValueError) as error:
         expected = f"expected {processes.number} that reach each other, started by torchrun"
         raise FlashElmoError(f"processes: {expected}: {first_line(error)}") from None

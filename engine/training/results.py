@@ -132,8 +132,8 @@ def write_card(record: RunRecord, model: ElmoModel, n_words: int, dtype: str, li
         "",
         f"{model.weights.n_parameters:,} parameters ({dtype} on disk): {config.n_layers} LSTM layers in each direction,"
         f" cell {config.cell_size}, projection {config.projection_size}, {config.n_filters} convolution filters,"
-        f" {config.n_highway} highway layers. The softmax predicts {n_words:,} words and lies beside the model;"
-        " embedding does not need it.",
+        f" {config.n_highway} highway {'layer' if config.n_highway == 1 else 'layers'}. The softmax predicts"
+        f" {n_words:,} words and lies beside the model; embedding does not need it.",
         "",
         "| | |",
         "| --- | --- |",

@@ -9,11 +9,14 @@ computed without the graph.
 from __future__ import annotations
 
 import logging
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 
 from flashelmo.engine.arrays import Int32
+from flashelmo.engine.captures import abandon
 from flashelmo.engine.errors import MissingExtraError, first_line
 from flashelmo.engine.training.model import BiLM, State
 from flashelmo.engine.training.optimizers import Adagrad, clip_scale, make_optimizer, row_gradients, scale_gradients
@@ -27,6 +30,8 @@ try:
     from torch import Tensor
 except ImportError as error:
     raise MissingExtraError("torch", "torch", "training") from error
+
+Result = TypeVar("Result")
 
 WARM_UP_STEPS = 3  # before a capture, on their own stream
 SLOTS = 4  # batches that the host may be ahead of the card
@@ -80,6 +85,7 @@ class TrainingStep:
         table = torch.from_numpy(spelling.characters.astype(np.int16))
         self._characters = table.to(self.device) if self.device.type == "cuda" else None
         self._captured = _Captured(self, streams) if self.device.type == "cuda" else None
+        self._updates = False  # whether parameters have begun to change in this step
         model.train()
 
     def __call__(self, batch: Batch, lr: float) -> None:
@@ -91,10 +97,12 @@ class TrainingStep:
         if self._captured is not None and len(distinct) <= self._captured.capacity:
             self._captured.run(distinct, words, targets)
             return
-        self.compute(*(torch.from_numpy(array).to(self.device) for array in (distinct, words, targets)))
+        given = [torch.from_numpy(array).to(self.device) for array in (distinct, words, targets)]
+        self.with_room(partial(self.compute, *given), lambda: not self._updates)
 
     def compute(self, distinct: Tensor, words: Tensor, targets: Tensor) -> None:
         """Do the step on the device: words [2, T, B] index distinct [U]; targets [2, T, B] are rows of the softmax."""
+        self._updates = False
         self.optimizer.zero_grad(set_to_none=True)
         negatives = None if self._probabilities is None else draw(self._probabilities, self._settings.negatives)
         targets, picked = targets.long(), None
@@ -104,6 +112,7 @@ class TrainingStep:
         (loss * self._settings.unroll).backward()  # as published: summed over a row's time steps
         by_rows = [] if picked is None else row_gradients(self._softmax, picked.rows, picked.gradients)
         scale = clip_scale(self.model.parameters(), self._settings.clip, by_rows)
+        self._updates = True
         if self.model.kernels and isinstance(self.optimizer, Adagrad):
             self.optimizer.step_by_kernels(scale)
         else:
@@ -120,6 +129,15 @@ class TrainingStep:
         if self._characters is None:
             return self._spelling.pieces(distinct.numpy())
         return [self._characters.index_select(0, distinct).int()]
+
+    def with_room(self, run: Callable[[], Result], may: Callable[[], bool] = lambda: True) -> Result:
+        """Return the result of `run`; if it finds no memory, once more without the captured graph's, where it `may`."""
+        try:
+            return run()
+        except torch.OutOfMemoryError:
+            if not may() or self._captured is None or not self._captured.make_room():
+                raise
+        return run()  # here the error no longer holds on to tensors
 
     def follow_rate(self) -> None:
         """Make the optimizer read this object's learning rate again, after it has loaded a state with another."""
@@ -164,7 +182,7 @@ class _Captured:
     def run(self, distinct: Int32, words: Int32, targets: Int32) -> None:
         """Take a step."""
         self._copy(distinct, words, targets)
-        if self._captures and self._taken == WARM_UP_STEPS:
+        if self._captures and self._graph is None and self._taken >= WARM_UP_STEPS:
             self._capture()
         if self._graph is not None:
             self._graph.replay()
@@ -173,6 +191,14 @@ class _Captured:
         else:
             self._step.compute(*self._arguments)
         self._taken += 1
+
+    def make_room(self) -> bool:
+        """Let go of the graph, which holds a step's memory; whether there was one. The next step is captured anew."""
+        if self._graph is None:
+            return False
+        torch.cuda.synchronize()
+        self._graph = None
+        return True
 
     def _copy(self, distinct: Int32, words: Int32, targets: Int32) -> None:
         place = self._taken % SLOTS
@@ -197,12 +223,13 @@ class _Captured:
     def _capture(self) -> None:
         torch.cuda.synchronize()
         self._step.optimizer.zero_grad(set_to_none=True)
-        graph = torch.cuda.CUDAGraph()
+        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
         try:
-            with torch.cuda.graph(graph):
+            with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph, pool):
                 self._step.compute(*self._arguments)
         except RuntimeError as error:
             self._captures = False
+            abandon(graph, pool)
             logging.getLogger("flashelmo").warning("the step cannot be captured as a CUDA graph: %s", first_line(error))
             torch.cuda.synchronize()
             return

@@ -12,6 +12,7 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -224,7 +225,7 @@ class _Run:
         if self.held_out is None or (self.evaluations and self.evaluations[-1].step == self.taken):
             return
         rows = self.held_out.rows(self.words)
-        forward, backward = perplexity_of(self.model, self.held_out, rows)
+        forward, backward = self.step.with_room(partial(perplexity_of, self.model, self.held_out, rows))
         unknown = float(np.mean(rows[self.held_out.word_ids] == UNKNOWN))
         self.evaluations.append(
             Evaluation(self.taken, self.held_out_text[0], self.held_out.n_tokens, unknown, forward, backward)

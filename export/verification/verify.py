@@ -220,8 +220,9 @@ def _broken(bound: Bound, errors: Sequence[tuple[str, OutputError]]) -> list[str
 
 def _name_of(path: Path) -> str:
     """Return the file's path in an exported folder, or else its name."""
-    folders = path.parts[-3:-1]
-    return "/".join([*folders[folders.index("onnx") :], path.name]) if "onnx" in folders else path.name
+    parts = path.parts[-3:]
+    start = max((k for k, folder in enumerate(parts[:-1]) if folder == "onnx"), default=len(parts) - 1)
+    return "/".join(parts[start:])
 
 
 def _megabytes(path: Path, metadata: Metadata) -> float:

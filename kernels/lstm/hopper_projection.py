@@ -28,9 +28,9 @@ from flashelmo.kernels.lstm.run import LayerRun
 from flashelmo.kernels.lstm.steps import Part, block_projection_arguments
 from flashelmo.kernels.lstm.weights import Shape
 from flashelmo.kernels.product import zeros
-from flashelmo.kernels.tuning import SPLIT_ARRIVALS, SPLIT_VALUES, Tile, is_hopper, n_programs
+from flashelmo.kernels.tuning import MOST_POLLS, SPLIT_ARRIVALS, SPLIT_VALUES, Tile, is_hopper, n_programs
 
-MAX_POLLS = tl.constexpr(1 << 24)  # of a wait: seconds, where a step takes microseconds
+MAX_POLLS = tl.constexpr(MOST_POLLS)
 ARRIVALS = tl.constexpr(SPLIT_ARRIVALS)
 
 
@@ -153,7 +153,7 @@ def sum_of_splits(acc, tensors, i_block, i_split, o_share, TILE: tl.constexpr, W
 
 @triton.jit
 def wait_for_splits(p_counter, arrived):
-    """Wait until all splits of this launch have arrived; after seconds in vain, which would never end, trap."""
+    """Wait until all splits of this launch have arrived; after minutes in vain, trap."""
     missing = -arrived & (ARRIVALS - 1)
     seen = arrived
     polls = 0

@@ -92,6 +92,7 @@ def _steps(run: LayerRun, slab: range, x_gates: Tensor) -> Launch:
         "nodes": NodeTensors(run.nodes.starts, run.nodes.parents, run.nodes.children, words),
         "depth": slab.start,
         "end": slab.stop,
+        "polls": run.options.polls,
         "M": x_gates.shape[1],
         "TILE": next(tile for tile in TILES if rows <= tile.rows),
         "APPROXIMATE": is_approximate(run.weights.dtype),

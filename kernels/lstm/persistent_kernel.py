@@ -11,8 +11,8 @@ the word itself; there are no counters and no fences (as in NCCL's LL protocol).
 read it, as a step needs something from every program. That does not hold for sums, since no program waits for the r of
 nodes without children: successive steps alternate between two sets of words for sums.
 
-All programs must run at once, which a cooperative launch ensures. A wait that fails ends after milliseconds: the values
-it was for become NaN, and so does everything computed from them.
+All programs must run at once, which a cooperative launch ensures. A wait that fails ends: the values it was for become
+NaN, and so does everything computed from them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,6 @@ COLUMNS = gl.constexpr(64)  # of the projection, per program
 K = gl.constexpr(64)  # depth of a block of weights in shared memory
 CLOCKS = gl.constexpr(CLOCK_WORDS)
 MOST_ROWS = gl.constexpr(EXCHANGED_ROWS)
-MOST_POLLS = gl.constexpr(1 << 14)  # per wait: milliseconds, by estimate, where a step should take microseconds
 
 
 # ------------------------------------------------------------------------------------------------------------ exchange
@@ -54,6 +53,7 @@ def waiting(loads, values, results, polls):
     """Return assembly that loads words until all have the tag, from lines that load and lines that read their values.
 
     Args:
+        polls: operand, how often it does so at most.
         loads: lines that load; a word that need not be waited for gets its tag beforehand.
         values: lines that split the words into values and tags, the latter compared with `check`.
         results: operands of type f32 or b32, set to NaN if the wait failed.
@@ -72,8 +72,8 @@ def check(tag):
 
 
 @gluon.constexpr_function
-def receive_code(n, stride, polls):
-    """Return `receive`'s assembly: $0 to $n-1: values; then rows, addresses of row 0, and tags, n of each."""
+def receive_code(n, stride):
+    """Return `receive`'s assembly: $0 to $n-1: values; then rows, addresses of row 0, tags and polls, n of each."""
     address, tag = f"${2 * n}", f"${3 * n}"
     loads, values = [f".reg .b64 word<{n}>;"], []
     for k in range(n):
@@ -81,27 +81,27 @@ def receive_code(n, stride, polls):
         loads += [f"mad.wide.s32 at, ${n + k}, {8 * stride}, {address};"]
         loads += [f"@there ld.relaxed.gpu.global.b64 word{k}, [at];"]
         values += [f"mov.b64 {{${k}, tag}}, word{k};", *check(tag)]
-    return waiting(loads, values, [f"${k}" for k in range(n)], polls)
+    return waiting(loads, values, [f"${k}" for k in range(n)], f"${4 * n}")
 
 
 @gluon.constexpr_function
 def receive_constraints(n):
     """Return the operand constraints of `receive_code`."""
-    return ",".join(["=&r"] * n + ["r"] * n + ["l"] * n + ["r"] * n)
+    return ",".join(["=&r"] * n + ["r"] * n + ["l"] * n + ["r"] * (2 * n))
 
 
 @gluon.jit
-def receive(p_words, row, tag, STRIDE: gl.constexpr, N: gl.constexpr):
+def receive(p_words, row, tag, polls, STRIDE: gl.constexpr, N: gl.constexpr):
     """Receive 32-bit values sent to rows of words, STRIDE apart; 0 for row -1. A thread has N of one column."""
     return gl.inline_asm_elementwise(
-        receive_code(N, STRIDE, MOST_POLLS), receive_constraints(N), [row, p_words, tag], dtype=gl.int32,
+        receive_code(N, STRIDE), receive_constraints(N), [row, p_words, tag, polls], dtype=gl.int32,
         is_pure=False, pack=N,
     )  # fmt: skip
 
 
 @gluon.constexpr_function
-def receive_sums_code(splits, stride, polls):
-    """Return `receive_sums`' assembly: $0, $1: sums; $2: first word's number; $3: address of word 0; $4: tag."""
+def receive_sums_code(splits, stride):
+    """Return `receive_sums`' assembly: $0, $1: sums; then the first word's number, address of word 0, tag, polls."""
     loads = [f".reg .b64 first<{splits}>, second<{splits}>;", ".reg .f32 value;"]
     loads += ["setp.ge.s32 there, $2, 0;", "mad.wide.s32 at, $2, 8, $3;"]
     values = ["mov.f32 $0, 0f00000000;", "mov.f32 $1, 0f00000000;"]
@@ -111,17 +111,17 @@ def receive_sums_code(splits, stride, polls):
         for result, name in (("$0", "first"), ("$1", "second")):
             values += [f"mov.b64 {{bits, tag}}, {name}{k};", *check("$4")]
             values += ["mov.b32 value, bits;", f"add.rn.f32 {result}, {result}, value;"]
-    return waiting(loads, values, ["$0", "$1"], polls)
+    return waiting(loads, values, ["$0", "$1"], "$5")
 
 
 @gluon.jit
-def receive_sums(p_words, word, tag, SPLITS: gl.constexpr, STRIDE: gl.constexpr):
+def receive_sums(p_words, word, tag, polls, SPLITS: gl.constexpr, STRIDE: gl.constexpr):
     """Return the sums over splits, in order, of a word and the next one, float32; the splits' words are STRIDE apart.
 
     The sums are 0 where the word is -1.
     """
     return gl.inline_asm_elementwise(
-        receive_sums_code(SPLITS, STRIDE, MOST_POLLS), "=&f,=&f,r,l,r", [word, p_words, tag],
+        receive_sums_code(SPLITS, STRIDE), "=&f,=&f,r,l,r,r", [word, p_words, tag, polls],
         dtype=(gl.float32, gl.float32), is_pure=False, pack=1,
     )  # fmt: skip
 
@@ -261,14 +261,14 @@ def send_sums(p_sums, sums, i_columns, i_split, n, tag, zero, SPLITS: gl.constex
     send(p_sums, gl.where((o_node < n)[None, :], word, -1), sums.to(gl.int32, bitcast=True), tag)
 
 
-@gluon.jit(do_not_specialize=["depth", "end", "N", "M", "R", "T"])
+@gluon.jit(do_not_specialize=["depth", "end", "polls", "N", "M", "R", "T"])
 def persistent_kernel(
     recurrent_desc, projection_desc, recurrent, x_gates_ptr, cell_clip, projection_clip, tensors, nodes, depth, end,
-    N, M, R, T, SHAPE: gl.constexpr, TILE: gl.constexpr, APPROXIMATE: gl.constexpr,
+    polls, N, M, R, T, SHAPE: gl.constexpr, TILE: gl.constexpr, APPROXIMATE: gl.constexpr,
 ):  # fmt: skip
     """Compute c, h and r of depths `depth` to `end - 1`, none with more nodes than the tile has rows.
 
-    Grid: C / 64; D.
+    A wait fails after `polls` looks. Grid: C / 64; D.
     """
     P: gl.constexpr = SHAPE.P
     C: gl.constexpr = SHAPE.C
@@ -364,7 +364,7 @@ def persistent_kernel(
                     states.slice(8 * block, 8, 0).store(gl.join(low, high).reshape([8, P]))
                 else:
                     row = gl.load(p_parents + o_node, mask=o_node < n, other=-1)
-                    values = receive(p_r + o_word[None, :], row[:, None], tag - 1, P // 2, N_WAITS)
+                    values = receive(p_r + o_word[None, :], row[:, None], tag - 1, polls, P // 2, N_WAITS)
                     states.slice(8 * block, 8, 0).store(unpair(values, TYPE))
         fence_async_shared()
         barrier()
@@ -396,7 +396,7 @@ def persistent_kernel(
             o_node = zero + 8 * block + gl.arange(0, 8, layout=gl.SliceLayout(1, WORDS))
             if 8 * block < n:
                 row = gl.where(o_node < n, o_node, -1)
-                values = receive(p_h + i_split * (P // 2) + o_word[None, :], row[:, None], tag, C // 2, N_WAITS)
+                values = receive(p_h + i_split * (P // 2) + o_word[None, :], row[:, None], tag, polls, C // 2, N_WAITS)
                 states.slice(8 * block, 8, 0).store(unpair(values, TYPE))
         fence_async_shared()
         barrier()
@@ -419,7 +419,7 @@ def persistent_kernel(
         m_pair = (o_row < n)[:, None]
         word = (i_columns * SPLITS + i_split) * (SPLITS * ROWS * SHARE)
         word = word + (o_row * SHARE)[:, None] + (2 * o_pair)[None, :]
-        low, high = receive_sums(p_sums, gl.where(m_pair, word, -1), tag, SPLITS, ROWS * SHARE)
+        low, high = receive_sums(p_sums, gl.where(m_pair, word, -1), tag, polls, SPLITS, ROWS * SHARE)
         values = pair(clip(low, projection_clip).to(TYPE), clip(high, projection_clip).to(TYPE))
         word = (o_row * (P // 2))[:, None] + (first_column // 2 + o_pair)[None, :]
         send(p_r, gl.where(m_pair, word, -1), values, tag)

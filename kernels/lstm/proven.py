@@ -16,6 +16,7 @@ import math
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from itertools import accumulate, chain
 from pathlib import Path
@@ -35,6 +36,7 @@ from flashelmo.kernels.lstm.weights import LstmWeights, interleave
 ROWS = (1, 5, 16, 17, 32, 40, 64, 100, 128, 129, 256, 300, 520, 1100)  # of depths that are compared, if it serves them
 TIMES = 3  # each: programs that do not wait for each other as they should may be right by chance
 TIMES_OF_NEW = 20  # where no card has run the variant
+POLLS = 1 << 20  # of a wait in `persistent`, half a second by estimate: one that fails would never end
 TIMED = 8, 32  # rows of depths that are timed, if both serve them
 N_TIMED = 24  # depths, about a sentence's
 ASLEEP = 10_000_000  # cycles of a card, in which the host queues these: five milliseconds
@@ -75,8 +77,13 @@ def _verdict(variant: Variant, run: LayerRun, bound: float) -> bool:
         path, identity = _place(variant, run, bound)
         why = _read(path, identity)
         if why is None:
-            why = _why_wrong(variant, run, bound) or _why_slow(variant, run)
-            _write(path, identity, why)
+            try:
+                why = _why_wrong(variant, run, bound) or _why_slow(variant, run)
+                _write(path, identity, why)
+            except RuntimeError as problem:  # of the reference, or of what was queued before: no verdict
+                if is_out_of_memory(problem):
+                    raise
+                why = f"the reference {_said_of(problem)}"
         _verdicts[key] = not why
         if why and (variant.name, weights.device) not in _said:
             _said.add((variant.name, weights.device))
@@ -97,19 +104,28 @@ def _why_wrong(variant: Variant, run: LayerRun, bound: float) -> str:
     """Empty where a variant is right."""
     try:
         error = difference(variant, run)
-    except Exception as problem:  # whatever a compiler or a driver raises
-        if isinstance(problem, OSError) or is_out_of_memory(problem):  # says nothing of the variant, and may pass
-            raise
-        return f"it raises {type(problem).__name__}: {(str(problem).strip().splitlines() or [''])[0]}"[:300]
+    except VariantError as raised:
+        return f"it {_said_of(raised.__cause__)}"
     if error < bound:  # NaN is not
         return ""
     return f"its vectors are off by {error:.2g} where {bound:g} is allowed"
+
+
+class VariantError(Exception):
+    """Its cause is what a variant raised: whatever a compiler or a driver raises, unless that may pass."""
+
+
+def _said_of(problem: BaseException | None) -> str:
+    return f"raises {type(problem).__name__}: {(str(problem).strip().splitlines() or [''])[0]}"[:300]
 
 
 def difference(variant: Variant, run: LayerRun) -> float:
     """||found - expected|| / ||expected|| of a variant and the reference, the largest of some times.
 
     Over depths of all `ROWS` that the variant serves, with random inputs and the run's weights.
+
+    Raises:
+        VariantError: by the variant; all else that is raised says nothing of it.
     """
     weights, has_skip = run.weights, run.tensors.outputs is not None
     rows = [n for n in ROWS if variant.serves(run, n)]
@@ -121,7 +137,7 @@ def difference(variant: Variant, run: LayerRun) -> float:
     ends = list(accumulate(map(len, parts), initial=1))
     generator = torch.Generator(weights.device).manual_seed(0)
     size = weights.shape.D, nodes.n_nodes, weights.shape.P
-    x = torch.randn(size, generator=generator, device=weights.device).to(weights.dtype)
+    x = torch.randn(size, generator=generator, dtype=torch.float32, device=weights.device).to(weights.dtype)
     words = None
     if run.words is not None:
         words, x = _words(weights, nodes, x)
@@ -131,20 +147,34 @@ def difference(variant: Variant, run: LayerRun) -> float:
         a, b = (torch.cat([each[d, i:j].float() for d, (i, j) in enumerate(ends)]) for each in (found, expected))
         return float((a - b).norm() / b.norm().clamp(min=torch.finfo(torch.float32).tiny))
 
-    expected, errors = _expected(weights, nodes, x), []
-    workspace = Workspace.of(weights.shape, weights.device)
+    def wait() -> None:
+        if weights.device.type == "cuda":
+            torch.cuda.current_stream(weights.device).synchronize()
+
+    expected, workspace = _expected(weights, nodes, x), Workspace.of(weights.shape, weights.device)
+    wait()  # raises what earlier work has done wrong
+    largest = 0.0
     for _ in range(TIMES if variant.rival is None else TIMES_OF_NEW):
         tensors = new_tensors(weights, nodes, x, skip=has_skip, workspace=workspace)
         tensors.poison()
         if words is not None:
             words.gates.fill_(torch.nan)
-        again = LayerRun(weights, tensors, nodes, run.options, words)
-        for depths in map(range, ends, ends[1:]):
-            run_in_order(variant.launches(again, depths))
-        errors.append(error(tensors.hidden, expected))
+        again = LayerRun(weights, tensors, nodes, replace(run.options, polls=POLLS), words)
+        try:
+            for depths in map(range, ends, ends[1:]):
+                run_in_order(variant.launches(again, depths))
+            wait()
+        except Exception as problem:
+            if isinstance(problem, OSError) or is_out_of_memory(problem):
+                raise
+            raise VariantError from problem
+        errors = [error(tensors.hidden, expected)]
         if has_skip:
             errors.append(error(tensors.outputs, expected + x))
-    return max(errors, key=lambda each: (math.isnan(each), each))
+        largest = max(largest, *errors, key=lambda each: (math.isnan(each), each))
+        if math.isnan(largest):  # what waits in vain may take long
+            break
+    return largest
 
 
 def _why_slow(variant: Variant, run: LayerRun) -> str:
@@ -196,8 +226,7 @@ def _words(weights: LstmWeights, nodes: Nodes, vectors: Tensor) -> tuple[InputWo
 def _expected(weights: LstmWeights, nodes: Nodes, x: Tensor) -> Tensor:
     """Hidden states [D, N, P] by the reference in float32, from weights and states as kernels hold them."""
     (D, P, C), (matrices, clips) = weights.shape, _held(weights)
-    hidden = torch.zeros(D, nodes.n_nodes, P, device=x.device)
-    cell = torch.zeros(D, nodes.n_nodes, C, device=x.device)
+    hidden, cell = (torch.zeros(D, nodes.n_nodes, n, dtype=torch.float32, device=x.device) for n in (P, C))
     for d, starts in enumerate(nodes.depths):
         given: list[Any] = [matrix[d].float() for matrix in matrices] + clips
         for before, first, last in zip(starts, starts[1:], starts[2:], strict=False):
@@ -299,10 +328,11 @@ def _write(path: Path | None, identity: dict[str, Any], why: str) -> None:
 
 @cache
 def _sources() -> str:
-    """A hash of all kernels' source files."""
+    """A hash of all kernels' source files, and of what launches them."""
     found = hashlib.sha256()
-    for path in sorted(Path(__file__).resolve().parents[1].rglob("*.py")):
-        found.update(path.read_bytes())
+    for path in sorted(Path(__file__).resolve().parents[1].rglob("*.*")):
+        if path.suffix in (".py", ".c"):
+            found.update(path.read_bytes())
     return found.hexdigest()
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flashelmo.kernels.arguments import Products, check
 from flashelmo.kernels.lstm.weights import LstmWeights, Shape
-from flashelmo.kernels.tuning import exchange_size, split_sizes
+from flashelmo.kernels.tuning import MOST_POLLS, exchange_size, split_sizes
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,11 +186,13 @@ class LaunchOptions:
         keep_weights: ask the L2 cache to keep the weights of depths whose time goes into reading them.
         batch_invariant: one variant and one tile for any number of rows, without splits, so that a node's bits depend
             only on its words.
+        polls: how often a program of `persistent` looks for what another one sends before it goes on with NaN.
     """
 
     precision: Products = "ieee"
     keep_weights: bool = True
     batch_invariant: bool = False
+    polls: int = MOST_POLLS
 
 
 DEFAULT_OPTIONS = LaunchOptions()

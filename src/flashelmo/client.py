@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import islice, pairwise
 from types import TracebackType
 from typing import Any, Literal
@@ -13,6 +14,7 @@ import numpy as np
 from flashelmo.engine.arguments import shown, whole_number
 from flashelmo.engine.arrays import Array
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError, first_line
+from flashelmo.engine.forks import InEachProcess
 from flashelmo.engine.output import Layers, Mix, Output
 from flashelmo.engine.sentence_transformers import encode
 from flashelmo.engine.text.sentences import SURROGATE, Sentence, several, tokens_of
@@ -36,7 +38,7 @@ class Client:
     """A client for `flashelmo serve` with `ElmoEmbedder`'s methods; it returns the same arrays, bit for bit.
 
     Transient errors (429, 503, a broken connection) are retried, after a growing pause or as long as the service asks.
-    Thread-safe.
+    Thread-safe; a forked process may use it too.
 
     Args:
         url: the service's address, such as "http://127.0.0.1:8080".
@@ -65,9 +67,24 @@ class Client:
             raise FlashElmoError("api_key: expected one line of a key in ASCII, found something else")
         self._url = str(url).rstrip("/")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._http = httpx.Client(base_url=self._url, headers=headers, timeout=timeout, transport=transport)
+        seconds: Any = timeout
+        if isinstance(seconds, bool | str) or (isinstance(seconds, int | float) and not seconds > 0):
+            raise FlashElmoError(f"timeout: expected seconds above 0, found {shown(timeout)}")
+        make = partial(httpx.Client, base_url=self._url, headers=headers, timeout=timeout, transport=transport)
+        try:
+            self._http = InEachProcess(make)  # two processes on one connection would read each other's answers
+        except httpx.InvalidURL as error:
+            raise FlashElmoError(
+                f"url: expected one such as http://127.0.0.1:8080, found {shown(url)}: {error}"
+            ) from None
         self._attempts = whole_number("retries", retries, 0) + 1
+        arguments: dict[str, Any] = {"timeout": timeout, "retries": retries, "transport": transport}
+        self._again = partial(type(self), self._url, api_key=api_key, **arguments)
         self._info: dict[str, Any] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy, also in another process, has the same arguments, the key among them, and connections of its own."""
+        return self._again, ()
 
     def __enter__(self) -> Client:
         return self
@@ -79,7 +96,7 @@ class Client:
 
     def close(self) -> None:
         """Close the connections."""
-        self._http.close()
+        self._http().close()
 
     @property
     def info(self) -> dict[str, Any]:
@@ -179,13 +196,14 @@ class Client:
     def _as_json(self, sentence: Any) -> str | list[str]:
         """A sentence in UTF-8; a text that has lone surrogates is split here, as a token of nothing else is one too."""
         if isinstance(sentence, str) and (not SURROGATE.search(sentence) or self.info["tokenizer"] != "whitespace"):
-            text: str = self._in_utf8(sentence)
-            return text
+            return self._in_utf8(sentence)
         return [self._in_utf8(token) for token in tokens_of(sentence)]
 
-    def _in_utf8(self, text: Any) -> Any:
+    def _in_utf8(self, text: Any) -> str:
         """With what the model's embedder has in place of lone surrogates, which UTF-8 cannot hold."""
-        if not isinstance(text, str) or not SURROGATE.search(text):
+        if not isinstance(text, str):
+            raise FlashElmoError(f"sentence: expected tokens as text, found {shown(text)}")
+        if not SURROGATE.search(text):
             return text
         return SURROGATE.sub(in_place_of_surrogates(self.info["model"]["family"]), text)
 
@@ -215,7 +233,7 @@ class Client:
             raise FlashElmoError(f"{self._url}{path}: expected an answer, found {found}") from None
 
     def _attempt(self, method: str, path: str, body: Any) -> httpx.Response:
-        response = self._http.request(method, path, json=body, headers={"Accept": f"{SAFETENSORS}, application/json"})
+        response = self._http().request(method, path, json=body, headers={"Accept": f"{SAFETENSORS}, application/json"})
         response.raise_for_status()
         return response
 

@@ -42,9 +42,14 @@ def load_model(path: str | Path, options_file: str | Path | None = None) -> Elmo
         if not path.exists():
             raise FlashElmoError(f"{path}: no such file or folder")
         check_regular(path)
-        return _load_folder(path, options) if path.is_dir() else _load_file(path, options)
+        model = _load_folder(path, options) if path.is_dir() else _load_file(path, options)
     except OSError as error:  # permissions, names that are too long, failing disks
         raise FlashElmoError(f"{error.filename or path}: cannot be read: {reason_of(error)}") from None
+    of_model = options is None or (options.is_file() and is_model_file(options, path, None))
+    if not of_model and model.format != "bilm-hdf5":
+        found = f"{path} in the format {model.format}, which needs none"
+        raise FlashElmoError(f"{options}: expected HDF5 weights with an options file, found {found}")
+    return model
 
 
 def is_model_file(file: Path, path: Path, options: Path | None) -> bool:

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, TypeAlias
 
 import typer
 
+from flashelmo.engine.arguments import is_decimal
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.named.table import named_models
 from flashelmo.engine.output import Layers
@@ -43,7 +44,7 @@ ForgetSentences = Annotated[bool, typer.Option("--forget-sentences", help="Omit 
 def parse_layers(text: str) -> Layers:
     """A layer's number, or several; all else as it is, for `Output` to take or to refuse."""
     numbers = text.split(",")
-    if not all(number.isdecimal() for number in numbers):
+    if not all(map(is_decimal, numbers)):
         return text
     return int(text) if len(numbers) == 1 else [int(number) for number in numbers]
 
@@ -68,7 +69,7 @@ def parse_mix(text: str, n_layers: int) -> Sequence[float]:
 def parse_numbers(option: str, text: str) -> list[int]:
     """Whole numbers with commas between them."""
     numbers = text.split(",")
-    if not all(number.isdecimal() for number in numbers):
+    if not all(map(is_decimal, numbers)):
         raise FlashElmoError(f"{option}: expected whole numbers separated by commas, found {text!r}")
     return [int(number) for number in numbers]
 

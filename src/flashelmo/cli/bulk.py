@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flashelmo.cli.arguments import Folder, Json
-from flashelmo.cli.terminal import progress_of, readable_size, records_skipped, say, warnings_to_stderr
+from flashelmo.cli.terminal import counted, progress_of, readable_size, rest_of_summary, say, warnings_to_stderr
 from flashelmo.engine.arguments import ADDRESS, is_stream, path_of
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.named.locate import model_path
@@ -25,10 +25,18 @@ FILE_SUFFIXES = (".h5", ".hdf5", ".hdf", ".npz")
 ShardFormat = Annotated[
     Folder | None, typer.Option(help="Format of an output folder: shards (default: native) or SeqVec's files.")
 ]
-InputFormat = Annotated[str | None, typer.Option(help="Input format; default: by suffix.")]
+InputFormat = Annotated[
+    str | None,
+    typer.Option(
+        metavar="lines|jsonl|csv|tsv|tsv-quoted|parquet|conllu|tags|fasta",
+        help="Format of the input; default: by its name's suffix.",
+    ),
+]
 Field = Annotated[str | None, typer.Option(help="Field or column to embed.")]
 IdField = Annotated[str | None, typer.Option(help="Field or column with the records' ids.")]
-Tokenizer = Annotated[str | None, typer.Option(metavar="whitespace|characters|moses|spacy:MODEL", help="For raw text.")]
+Tokenizer = Annotated[
+    str | None, typer.Option(metavar="whitespace|characters|moses|spacy:MODEL", help="Tokenizer for raw text.")
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue with the existing shards.")]
 NumShards = Annotated[int | None, typer.Option(help="Number of array jobs that write to one folder.")]
 ShardId = Annotated[int | None, typer.Option(help="Index of this job in the array, from 0.")]
@@ -67,7 +75,8 @@ def embed_to_folder(
     from flashelmo.engine.embedder import ElmoEmbedder
 
     target = path_of("output", corpus.folder)
-    if report is not None and (report.is_dir() or not path_of("report", report).parent.is_dir()):
+    is_target = report is not None and report.absolute() == target.absolute()
+    if report is not None and (is_target or report.is_dir() or not path_of("report", report).parent.is_dir()):
         raise FlashElmoError(f"--report: expected a file name in an existing folder, found {report}")
     check_new(target, how["resume"], how["overwrite"], how["num_shards"] > 1)
     if not is_stream(corpus.input) and not ADDRESS.match(corpus.input):
@@ -113,16 +122,17 @@ def _embed_with_others(corpus: Corpus, how: dict[str, Any], quiet: bool, n: int,
 
 
 def _print_summary(done: Report, target: Path, computed: str) -> None:
-    all_steps = done.steps + done.steps_saved
-    saved = done.steps_saved / all_steps if all_steps else 0.0
+    before = f"; {done.kept:,} finished before" if done.kept else ""
+    written = f"{target}: {counted(done.shards, 'shard')} written, {readable_size(done.bytes_written)}{before}"
+    if not done.shards:  # there is nothing to say of the work
+        say(written)
+        return
     busy = ", ".join(f"{stage} {seconds / max(done.seconds, 1e-9):.0%}" for stage, seconds in done.busy.items())
     say(
-        f"{done.records:,} records, {done.tokens:,} tokens, "
-        f"{done.distinct_words:,} distinct words{records_skipped(done.skipped)}\n"
-        f"{done.steps:,} of {all_steps:,} steps, {saved:.1%} saved by sharing\n"
-        f"{done.seconds:,.1f} s, {done.tokens_per_second:,.0f} tokens/s ({computed})\n"
-        f"at work: {busy}; the bottleneck is {done.bottleneck}\n"
-        f"{target}: {done.shards:,} shards written, {readable_size(done.bytes_written)}; {done.kept:,} finished before"
+        f"{counted(done.records, 'record')}, {counted(done.tokens, 'token')}, "
+        f"{counted(done.distinct_words, 'distinct word')}"
+        + rest_of_summary(done, computed)
+        + f"at work: {busy}; the bottleneck is {done.bottleneck}\n{written}"
     )
 
 
@@ -140,4 +150,4 @@ def verify(folder: Annotated[Path, typer.Argument(help="Folder of shards.")], as
         print(problem)
     if problems:
         raise typer.Exit(1)
-    print(f"{folder}: whole, {len(open_embeddings(folder)):,} records")
+    print(f"{folder}: whole, {counted(len(open_embeddings(folder)), 'record')}")

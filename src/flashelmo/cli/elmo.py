@@ -18,7 +18,7 @@ from flashelmo.cli.arguments import (
     Threads,
     Verbose,
 )
-from flashelmo.cli.embed import embed_to_file
+from flashelmo.cli.single_file import embed_to_file
 from flashelmo.cli.terminal import say
 from flashelmo.engine.allocator import return_large_arrays
 from flashelmo.engine.errors import FlashElmoError

@@ -1,14 +1,9 @@
-"""The command `flashelmo embed`, and what it shares with `flashelmo elmo`."""
+"""The command `flashelmo embed`."""
 
 from __future__ import annotations
 
-import json
-import os
-import sys
-from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import Annotated
 
 import typer
 
@@ -51,27 +46,12 @@ from flashelmo.cli.bulk import (
     embed_to_folder,
     is_folder,
 )
-from flashelmo.cli.terminal import (
-    file_status,
-    progress_bar,
-    progress_of,
-    readable_size,
-    records_skipped,
-    say,
-    warnings_to_stderr,
-)
+from flashelmo.cli.single_file import embed_records_to, embed_to_file
+from flashelmo.cli.terminal import warnings_to_stderr
 from flashelmo.engine.allocator import return_large_arrays
-from flashelmo.engine.arguments import path_of
-from flashelmo.engine.embed_file import Summary, embed_file
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.model.checkpoints import is_model_file
-from flashelmo.engine.model.named.locate import bundled, model_path
+from flashelmo.engine.model.named.locate import bundled
 from flashelmo.engine.output import Output
-from flashelmo.engine.sinks import open_sink
-from flashelmo.engine.text.lines import Errors
-
-if TYPE_CHECKING:
-    from flashelmo.engine.bulk.units import Corpus
 
 
 def embed(
@@ -216,100 +196,3 @@ def embed(
         embed_to_folder(corpus, how, report, quiet, workers, ray, as_json)
     else:
         embed_records_to(corpus, sink_settings, into_seqvec, quiet, as_json)
-
-
-def embed_to_file(
-    source: str,
-    target: Path,
-    output: Output,
-    model: Path | None,
-    settings: dict[str, Any],
-    sink_settings: dict[str, bool],
-    errors: str = "strict",
-    universal_newlines: bool = False,
-    quiet: bool = False,
-    in_lines: bool = False,
-    as_json: bool = False,
-) -> None:
-    """Open the files, load the model, embed; what is cheap to check is checked first."""
-    target = path_of("output", target)
-    with _open_input(source) as file:
-        status = file_status(file)
-        if status is not None and target.exists() and os.path.samestat(status, target.stat()):
-            raise FlashElmoError(f"{target}: is the input text itself")
-        if target.is_file() and is_model_file(target, model_path("model", model), settings["options_file"]):
-            raise FlashElmoError(f"{target}: is a file of the model")
-        with open_sink(target, output, **sink_settings) as sink:
-            from flashelmo.engine.embedder import ElmoEmbedder
-
-            with warnings_to_stderr(quiet):
-                embedder = ElmoEmbedder.load(model, **settings)
-                with progress_bar(file, quiet, in_lines) as on_progress:
-                    summary = embed_file(
-                        embedder,
-                        file,
-                        sink,
-                        errors=cast(Errors, errors),
-                        universal_newlines=universal_newlines,
-                        on_progress=on_progress,
-                    )
-    _print_summary(summary, target, embedder.device, embedder.precision, quiet, as_json)
-
-
-def embed_records_to(
-    corpus: Corpus, sink_settings: dict[str, bool], as_seqvec: bool, quiet: bool, as_json: bool
-) -> None:
-    """As `embed_to_file`, of records of any format, under their own ids; or into SeqVec's files.
-
-    Args:
-        corpus: whose `folder` is the file.
-    """
-    from flashelmo.engine.bulk.records import open_reader
-    from flashelmo.engine.bulk.to_file import embed_records
-    from flashelmo.engine.embedder import ElmoEmbedder
-    from flashelmo.engine.sinks.seqvec import open_seqvec
-
-    target = path_of("output", corpus.folder)
-    records = open_reader(corpus.input, **corpus.reader)
-    if target.is_file() and os.path.exists(corpus.input) and os.path.samefile(corpus.input, target):
-        raise FlashElmoError(f"{target}: is the input text itself")
-    if target.is_file() and is_model_file(target, model_path("model", corpus.model), corpus.options["options_file"]):
-        raise FlashElmoError(f"{target}: is a file of the model")
-    opened: AbstractContextManager[Any] = (
-        open_seqvec(target, corpus.output, overwrite=sink_settings["overwrite"])
-        if as_seqvec
-        else open_sink(target, corpus.output, **sink_settings)
-    )
-    with closing(records), warnings_to_stderr(quiet), opened as sink:
-        embedder = ElmoEmbedder.load(corpus.model, **corpus.options)
-        with progress_of(lambda: records.n_bytes, quiet, in_lines=False) as on_progress:
-            summary = embed_records(embedder, records, sink, on_progress=on_progress)
-    _print_summary(summary, target, embedder.device, embedder.precision, quiet, as_json)
-
-
-def _open_input(source: str) -> Any:
-    if source != "-":
-        return open(path_of("input", source), "rb")
-    if sys.stdin is None:
-        raise FlashElmoError("-: standard input is closed")
-    return nullcontext(sys.stdin.buffer)
-
-
-def _print_summary(summary: Summary, target: Path, device: str, precision: str, quiet: bool, as_json: bool) -> None:
-    """What was done: as JSON on standard output, or in lines for people on standard error."""
-    files = list(target.iterdir()) if target.is_dir() else [target]
-    n_bytes = sum(path.stat().st_size for path in files)
-    if as_json:
-        facts = {"output": str(target), "bytes": n_bytes, "device": device, "precision": precision}
-        print(json.dumps({**facts, **asdict(summary), "tokens_per_second": summary.tokens_per_second}, indent=2))
-    if quiet or as_json:
-        return
-    all_steps = summary.steps + summary.steps_saved
-    saved = summary.steps_saved / all_steps if all_steps else 0.0
-    say(
-        f"{summary.sentences:,} sentences, {summary.tokens:,} tokens, "
-        f"{summary.distinct_words:,} distinct words (boundaries included){records_skipped(summary.skipped)}\n"
-        f"{summary.steps:,} of {all_steps:,} steps, {saved:.1%} saved by sharing\n"
-        f"{summary.seconds:,.1f} s, {summary.tokens_per_second:,.0f} tokens/s ({device}, {precision})\n"
-        f"{target}: {readable_size(n_bytes)}"
-    )

@@ -44,7 +44,7 @@ def neighbours(
         elmo = ElmoEmbedder.load(model, options_file=options, device=device, precision=precision, threads=threads)
         found = neighbours_of(elmo, _tokens(text), uses, n=n, layers=compared)
         for sentence, nearest in zip(sentences, found, strict=True):
-            print(f"{word} in: {sentence}")
+            print(f"{word} in: {sentence}" + ("" if nearest else "\n  none found"))
             for each in nearest:
                 before = " ".join(each.tokens[max(0, each.position - TOKENS_AROUND) : each.position])
                 behind = " ".join(each.tokens[each.position + 1 :][:TOKENS_AROUND])

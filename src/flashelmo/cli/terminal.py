@@ -167,9 +167,20 @@ def readable_size(n_bytes: int) -> str:
     return decimal(n_bytes)
 
 
-def records_skipped(n: int) -> str:
-    """The end of a summary's line: how many records could not be read, if there were any."""
-    return f", {n:,} records skipped" if n else ""
+def counted(n: int, what: str) -> str:
+    """A number of things, as "1 shard" or "2 shards"."""
+    return f"{n:,} {what}" + ("" if n == 1 else "s")
+
+
+def rest_of_summary(done: Any, computed: str) -> str:
+    """The end of a first line, and two more, of what a `Summary` or `Report` says; `computed` is what computed."""
+    all_steps = done.steps + done.steps_saved
+    saved = done.steps_saved / all_steps if all_steps else 0.0
+    return (
+        (f", {counted(done.skipped, 'record')} skipped\n" if done.skipped else "\n")
+        + f"{done.steps:,} of {all_steps:,} LSTM steps, {saved:.1%} saved by sharing\n"
+        + f"{done.seconds:,.1f} s, {done.tokens_per_second:,.0f} tokens/s ({computed})\n"
+    )
 
 
 @contextmanager

@@ -25,7 +25,7 @@ def train(
     corpus: Annotated[list[Path], typer.Argument(help="Texts: one tokenized sentence per line.")],
     output: Annotated[Path, typer.Option(help="Output folder; checkpoints go to OUTPUT.training next to it.")],
     preset: Annotated[
-        str | None, typer.Option(metavar="tiny|small|medium|original", help="Size of the new model.")
+        str | None, typer.Option(metavar="tiny|small|medium|original", help="Size of the new model; default: tiny.")
     ] = None,
     config: Annotated[Path | None, typer.Option(help="Or its options.json (bilm-tf) or config.json (native).")] = None,
     start: Annotated[Path | None, typer.Option("--from", help="Or a model to continue from.")] = None,

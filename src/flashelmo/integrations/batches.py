@@ -35,7 +35,10 @@ class EmbedBatch:
         self._texts = TextEmbedder(model, **options)
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """The batch with the new column. FlashElmoError: the column with the texts is missing."""
+        """The batch with the new column. FlashElmoError: there is no column with the texts, or no column."""
+        if not hasattr(batch, "keys"):  # a table of Arrow's or of Polars'
+            found = type(batch).__name__
+            raise FlashElmoError(f"batch: expected columns by name, as a dict or pandas has them, found {found}")
         if self.column not in batch:
             raise FlashElmoError(f"column: expected {self.column!r}, found {', '.join(map(str, batch))}")
         pooled = self._texts.output.pool is not None

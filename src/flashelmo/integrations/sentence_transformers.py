@@ -20,6 +20,7 @@ except ImportError as error:
     raise MissingExtraError(package, package, "flashelmo.integrations.sentence_transformers") from error
 
 MODEL = "model"  # the folder of the weights inside a saved module's
+KEPT = "keep_sentence_boundaries"
 
 
 class Elmo(InputModule):  # type: ignore[misc, unused-ignore]
@@ -36,7 +37,7 @@ class Elmo(InputModule):  # type: ignore[misc, unused-ignore]
     """
 
     config_file_name = "flashelmo.json"
-    config_keys = ["layers", "mix", "tokenizer_name"]  # noqa: RUF012 (as its class has it)
+    config_keys = ["layers", "mix", "tokenizer_name", "options"]  # noqa: RUF012 (as its class has it)
     save_in_root = False
 
     def __init__(
@@ -49,15 +50,15 @@ class Elmo(InputModule):  # type: ignore[misc, unused-ignore]
     ) -> None:
         super().__init__()
         self.layers, self.mix, self.tokenizer_name = layers, mix, tokenizer_name
-        self._texts = TextEmbedder(
-            model, layers=layers, mix=mix, pool=None, tokenizer=tokenizer_name, **(options or {})
-        )
+        self._texts = TextEmbedder.of(model, options, layers=layers, mix=mix, pool=None, tokenizer=tokenizer_name)
+        # What is saved: the option that changes which vectors there are, and none that depends on the machine.
+        self.options = {KEPT: True} if self._texts.setting(KEPT) else {}
         # Follows the model from device to device.
         self.register_buffer("_place", torch.empty(0, device="cpu"), persistent=False)
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **options: Any) -> dict[str, Any]:
         """The texts, unchanged except for a prompt in front if there is one."""
-        return {"texts": [f"{prompt or ''}{text}" if isinstance(text, str) else list(text) for text in inputs]}
+        return {"texts": [f"{prompt or ''}{text}" if isinstance(text, str) else text for text in inputs]}
 
     def forward(self, features: dict[str, Any], **options: Any) -> dict[str, Any]:
         """The features with `token_embeddings` [B, T, D], zero past a text's end, and `attention_mask` [B, T]."""

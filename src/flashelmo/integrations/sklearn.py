@@ -52,7 +52,7 @@ class ElmoTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
     def fit(self, X: Any = None, y: Any = None) -> ElmoTransformer:
         """Load the model; returns this object. FlashElmoError: a parameter is invalid."""
-        self._texts.size  # noqa: B018
+        self.transform(["text"])
         return self
 
     def transform(self, X: Iterable[str | Sequence[str]]) -> Array:
@@ -66,7 +66,7 @@ class ElmoTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     @property
     def _texts(self) -> TextEmbedder:
         how: dict[str, Any] = {"layers": self.layers, "mix": self.mix, "pool": self.pool, "tokenizer": self.tokenizer}
-        return TextEmbedder(self.model, **how, **(self.options or {}))
+        return TextEmbedder.of(self.model, self.options, **how)
 
     def __sklearn_is_fitted__(self) -> bool:
         return True

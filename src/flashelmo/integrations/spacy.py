@@ -10,7 +10,6 @@ import numpy as np
 
 from flashelmo.engine.arrays import Array
 from flashelmo.engine.errors import MissingExtraError
-from flashelmo.engine.output import Layers, Mix
 from flashelmo.integrations.texts import TextEmbedder
 
 try:
@@ -57,14 +56,10 @@ class ElmoComponent:
         for doc in docs:
             vectors = [next(found) for _ in _sentences(doc)]
             doc.tensor = np.concatenate(vectors) if vectors else np.zeros((0, self._texts.size), np.float32)
-            for hooks in (doc.user_hooks, doc.user_span_hooks):
-                hooks |= {"vector": _mean, "has_vector": _has, "vector_norm": _norm, "similarity": _similarity}
-            doc.user_token_hooks |= {
-                "vector": _row,
-                "has_vector": _has,
-                "vector_norm": _norm,
-                "similarity": _similarity,
-            }
+            common = {"has_vector": _has, "similarity": _similarity}
+            doc.user_hooks |= common | {"vector": _mean, "vector_norm": _norm}
+            doc.user_span_hooks |= common | {"vector": _mean}  # spaCy takes a span's hook of the norm to be its vector
+            doc.user_token_hooks |= common | {"vector": _row, "vector_norm": _norm}
 
 
 @Language.factory(  # type: ignore[untyped-decorator, unused-ignore]
@@ -88,9 +83,7 @@ def make_component(
         layers, mix: see `ElmoEmbedder.embed`; several layers are joined end to end.
         options: of `ElmoEmbedder.load`.
     """
-    chosen: Layers = layers
-    coefficients: Mix | None = mix
-    return ElmoComponent(TextEmbedder(model, layers=chosen, mix=coefficients, pool=None, **options))
+    return ElmoComponent(TextEmbedder.of(model, options, layers=layers, mix=mix, pool=None))
 
 
 def _sentences(doc: Doc) -> list[Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from flashelmo.engine.arguments import expect_no_state
+from flashelmo.engine.arguments import expect_no_state, shown
 from flashelmo.engine.arrays import Array
 from flashelmo.engine.bulk.tokenizers import lines_of, tokenize, tokenizer_of
 from flashelmo.engine.embedder import ElmoEmbedder
@@ -49,7 +49,22 @@ class TextEmbedder:
         self.output = Output(layers, pool=pool, mix=mix)
         self.tokenizer = tokenizer
         self.options = options
-        expect_no_state(bool(self._setting("stateful")), "a text's vectors depend on that text alone")
+        expect_no_state(bool(self.setting("stateful")), "a text's vectors depend on that text alone")
+
+    @classmethod
+    def of(cls, model: str | Path | ElmoEmbedder, options: Mapping[str, Any] | None, **arguments: Any) -> TextEmbedder:
+        """One whose options are an argument of its own, as tools have it that save configurations.
+
+        Raises:
+            FlashElmoError: they are no options, or have other arguments among them.
+        """
+        options = {} if options is None else options
+        if not isinstance(options, Mapping):
+            raise FlashElmoError(f"options: expected those of ElmoEmbedder.load by name, found {shown(options)}")
+        for name in ("model", *arguments):
+            if name in options:
+                raise FlashElmoError(f"options: expected those of ElmoEmbedder.load, found {name}, which is not one")
+        return cls(model, **arguments, **options)
 
     @property
     def embedder(self) -> ElmoEmbedder:
@@ -61,12 +76,12 @@ class TextEmbedder:
 
     def check_rows(self) -> None:
         """Raise FlashElmoError unless a text has exactly one row per token."""
-        if self._setting("keep_sentence_boundaries"):
+        if self.setting("keep_sentence_boundaries"):
             raise FlashElmoError(
                 "keep_sentence_boundaries: expected one vector a token, found True, which gives two more"
             )
 
-    def _setting(self, name: str) -> Any:
+    def setting(self, name: str) -> Any:
         """A setting of the embedder, which is not loaded for it."""
         return getattr(self.model.settings, name) if isinstance(self.model, ElmoEmbedder) else self.options.get(name)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -19,7 +20,7 @@ from flashelmo import __version__
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Output
 from flashelmo.serve.endpoint import embed_inputs
-from flashelmo.serve.errors import on_bad_input, on_bad_request, on_failure, on_http_error
+from flashelmo.serve.errors import STATUSES, on_bad_input, on_bad_request, on_failure, on_http_error
 from flashelmo.serve.formats import ARROW, JSON, NUMPY, SAFETENSORS, accepted, bytes_of_tokens, vectors_response
 from flashelmo.serve.guard import Guard, Load
 from flashelmo.serve.infer import add_infer
@@ -31,7 +32,7 @@ ERROR = {"description": "Refused: the field, what was expected, what was found."
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 VECTORS: dict[int | str, dict[str, Any]] = {
     200: {"description": "Vectors.", "content": {JSON: {}, SAFETENSORS: BINARY, NUMPY: BINARY, ARROW: BINARY}},
-    **{status: ERROR for status in (400, 401, 406, 408, 413, 422, 424, 429, 503)},
+    **{status: ERROR for status in (*STATUSES, 406, 422)},
 }
 
 
@@ -90,7 +91,8 @@ def _add_own(app: FastAPI, service: Service, load: Load) -> None:
         )
         more_bytes = None if pool else partial(bytes_of_tokens, media_type)
         answer = await embed_inputs(request, service, load, "inputs", body.inputs, wanted, more_bytes)
-        return vectors_response(media_type, answer, service.config.output_size, with_tokens)
+        write = partial(vectors_response, media_type, answer, service.config.output_size, with_tokens)
+        return await asyncio.to_thread(write) if media_type in (NUMPY, ARROW) else write()
 
     @app.post("/embed", responses=VECTORS)
     async def embed(body: EmbedSentences, request: Request) -> Response:

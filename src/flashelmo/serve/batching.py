@@ -11,6 +11,7 @@ client by itself never waits for others, and clients who ask anew as soon as the
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -103,6 +104,8 @@ class Batcher:
         self._numbers = count()
         self._recent = 0  # requests of the last window
         self._timer: asyncio.TimerHandle | None = None
+        metrics.queue_size.set_function(lambda: len(self._waiting))
+        metrics.workers.set_function(lambda: sum(worker.is_ready for worker in self.workers))
 
     async def embed(self, sentences: Sequence[Sentence], output: Output) -> list[Array]:
         """The results of a request's sentences. Whoever cancels it takes it out of the line.
@@ -140,12 +143,12 @@ class Batcher:
         self._pump()
 
     def on_lost(self, numbers: Iterable[int]) -> None:
-        """See `Owner`: their windows are done anew, unless workers die of them."""
+        """See `Owner`: what their windows had of each request is done anew by itself, unless workers die of it."""
         self._metrics.deaths.inc()
         for number in numbers:
             batch = self._sent.pop(number)
             if batch.deaths + 1 < MAX_DEATHS:
-                self._again.append(Batch(batch.parts, batch.deaths + 1))
+                self._again.extend(Batch([part], batch.deaths + 1) for part in batch.parts)
             else:
                 _refuse(batch, Refused(503, "worker: died twice on this request", retry=True))
         self._pump()
@@ -159,13 +162,15 @@ class Batcher:
         if len(batch.parts) > 1:
             self._again.extend(Batch([part]) for part in batch.parts)
         else:
-            _refuse(batch, Refused(424, str(error)))
+            first = batch.parts[0].start  # of the request's sentences in this window, which counts from 0
+            text = re.sub(r"^sentence (\d+)", lambda found: f"sentence {first + int(found[1])}", str(error))
+            _refuse(batch, Refused(424, text))
 
     def _pump(self) -> None:
         """Send windows to workers that have room."""
-        self._metrics.queue_size.set(len(self._waiting))
-        self._metrics.workers.set(sum(worker.is_ready for worker in self.workers))
         while (worker := self._free()) is not None and (self._again or self._is_due()):
+            if self._again and self._again[0].deaths and worker.held:
+                break  # what a worker may have died of goes to one that has nothing else to lose
             batch = self._again.popleft() if self._again else self._fill()
             parts = [part for part in batch.parts if not part.job.answer.done()]
             if parts:

@@ -16,6 +16,7 @@ from flashelmo.engine.arguments import shown
 from flashelmo.engine.errors import FlashElmoError
 
 RETRY_SECONDS = 1
+STATUSES = (400, 401, 403, 408, 413, 424, 429, 503)  # of requests for vectors, in every convention
 TYPES = {  # text-embeddings-inference's names
     401: "unauthenticated",
     408: "timeout",

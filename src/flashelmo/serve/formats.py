@@ -7,6 +7,7 @@ shards, with the tokens themselves.
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -27,7 +28,7 @@ from flashelmo.serve.service import Answer
 JSON, SAFETENSORS = "application/json", "application/x-safetensors"
 NUMPY, ARROW = "application/x-npz", "application/vnd.apache.arrow.stream"
 TYPES = (JSON, SAFETENSORS, NUMPY, ARROW)
-STREAMED_BYTES = 1 << 20  # JSON of more vectors is sent while it is made
+STREAMED_BYTES = 1 << 20  # an answer of more vectors is sent while it is made
 
 
 def accepted(header: str | None) -> str:
@@ -54,10 +55,11 @@ def vectors_response(media_type: str, answer: Answer, size: int, with_tokens: bo
     """
     if media_type == JSON:
         return response_of(_json_pieces(answer, with_tokens), sum(each.nbytes for each in answer.vectors), JSON)
+    if media_type == SAFETENSORS and answer.vectors and not answer.output.pool:
+        return _safetensors_of_tokens(answer, size)
     arrays = answer_arrays(answer, size)
     if media_type == SAFETENSORS:
-        words = None if answer.output.pool else {"tokens": json.dumps(answer.sentences)}
-        return Response(save(arrays, words), media_type=media_type)
+        return Response(save(arrays, None if answer.output.pool else {"tokens": "[]"}), media_type=media_type)
     if media_type == NUMPY:
         file = io.BytesIO()
         if not answer.output.pool:
@@ -75,10 +77,37 @@ def answer_arrays(answer: Answer, size: int) -> Arrays:
         return {"vectors": empty} if pooled else {"values": empty, "offsets": np.zeros(1, np.int64)}
     if pooled:
         return {"vectors": np.stack(vectors)}
-    rows = vectors if answer.output.single else [each.transpose(1, 0, 2) for each in vectors]
-    offsets = np.zeros(len(rows) + 1, np.int64)
-    np.cumsum([len(each) for each in rows], out=offsets[1:])
-    return {"values": np.ascontiguousarray(np.concatenate(rows)), "offsets": offsets}
+    return {"values": np.concatenate(list(_rows(answer))), "offsets": _offsets(answer)}
+
+
+def _rows(answer: Answer) -> Iterator[Array]:
+    """The vectors of each sentence as they stand in `values`, token by token."""
+    return (each if answer.output.single else np.ascontiguousarray(each.transpose(1, 0, 2)) for each in answer.vectors)
+
+
+def _offsets(answer: Answer) -> Array:
+    return np.cumsum([0, *(each.shape[-2] for each in answer.vectors)], dtype=np.int64)
+
+
+def _safetensors_of_tokens(answer: Answer, size: int) -> Response:
+    """As safetensors' own `save` has it, but sentence by sentence: all of them together would be there three times."""
+    offsets, first = _offsets(answer), answer.vectors[0]
+    n_bytes = sum(each.nbytes for each in answer.vectors)
+    shape = [int(offsets[-1]), *(() if answer.output.single else first.shape[:1]), size]
+    header = {
+        "__metadata__": {"tokens": json.dumps(answer.sentences)},
+        "offsets": {"dtype": "I64", "shape": offsets.shape, "data_offsets": [0, offsets.nbytes]},
+        "values": {
+            "dtype": f"F{8 * first.itemsize}",
+            "shape": shape,
+            "data_offsets": [offsets.nbytes, offsets.nbytes + n_bytes],
+        },
+    }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    head = len(text).to_bytes(8, "little") + text + offsets.tobytes()
+    pieces = chain([head], (row.tobytes() for row in _rows(answer)))
+    return response_of(pieces, n_bytes, SAFETENSORS, {"Content-Length": str(len(head) + n_bytes)})
 
 
 def vector_lists(arrays: Arrays) -> pa.Array:
@@ -111,6 +140,7 @@ def response_of(
     async def in_turns() -> AsyncIterator[bytes]:
         for piece in pieces:
             yield piece
+            await asyncio.sleep(0)  # a client that reads at once would have the server to itself
 
     return StreamingResponse(in_turns(), media_type=media_type, headers=headers)
 

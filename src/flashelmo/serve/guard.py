@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 from fastapi import Request
 from starlette.datastructures import Headers
 
+from flashelmo.engine.arguments import shown
 from flashelmo.serve.errors import Refused, error_response
 from flashelmo.serve.limits import Limits
 from flashelmo.serve.metrics import Metrics
@@ -24,6 +25,7 @@ Application: TypeAlias = Callable[[Message, Receive, Send], Awaitable[None]]
 
 OPEN_PATHS = {"/", "/health", "/metrics", "/openapi.json", "/v2/health/live", "/v2/health/ready"}
 HELD_BODY_BYTES = 1 << 28  # of bodies that are being received, of all requests together
+PIECE_BYTES = 1 << 18  # of an answer that the server holds while a client reads it
 
 logger = logging.getLogger("flashelmo")
 
@@ -39,7 +41,8 @@ class Load:
 
     def __init__(self, limits: Limits, metrics: Metrics) -> None:
         self.requests, self.result_bytes, self.body_bytes = 0, 0, 0
-        self._limits, self._metrics = limits, metrics
+        self._limits = limits
+        metrics.in_flight.set_function(lambda: self.requests)
 
     def admit(self, request: Request, n_bytes: int) -> None:
         """Let a request have vectors of so many bytes, until it is answered.
@@ -66,7 +69,6 @@ class Load:
     def _add(self, requests: int, n_bytes: int) -> None:
         self.requests += requests
         self.result_bytes += n_bytes
-        self._metrics.in_flight.set(self.requests)
 
 
 class Guard:
@@ -102,7 +104,8 @@ class Guard:
             await asyncio.wait_for(self._app(scope, exchange.receive, exchange.send), self._limits.seconds)
         except (TimeoutError, asyncio.TimeoutError):
             if exchange.status:
-                logger.warning("%s: the client did not read its answer in %d s", scope["path"], self._limits.seconds)
+                path = shown(scope["path"])
+                logger.warning("%s: the client did not read its answer in %d s", path, self._limits.seconds)
                 return  # the server closes the connection
             text = f"no answer within {self._limits.seconds} s"
             refused = Refused(503, f"time: {text}", retry=True)
@@ -114,9 +117,11 @@ class Guard:
         """What a request's head says."""
         headers = Headers(scope=scope)
         if self._key and not (scope["path"] in OPEN_PATHS and scope["method"] in ("GET", "HEAD")):
-            given = headers.get("authorization", "").removeprefix("Bearer ").encode()
-            if not hmac.compare_digest(given, self._key):
+            kind, _, given = headers.get("authorization", "").partition(" ")
+            if kind.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self._key):
                 raise Refused(401, "Authorization: expected Bearer and the service's key")
+        if scope["method"] == "POST" and headers.get("sec-fetch-site") == "cross-site":
+            raise Refused(403, "Sec-Fetch-Site: expected no page of another site, found cross-site")
         length = headers.get("content-length", "")
         if length.isdecimal() and int(length) > self._limits.body_bytes:
             raise _too_large(self._limits.body_bytes, int(length))
@@ -156,10 +161,18 @@ class _Exchange:
         return message
 
     async def send(self, message: Message) -> None:
+        """Send it on; a long body in pieces, of which the server takes the next when the client has read the last."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             if not self.has_body and self._n_bytes:
                 message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
+        body = message.get("body", b"")
+        if len(body) > PIECE_BYTES:
+            for start in range(0, len(body), PIECE_BYTES):
+                piece = bytes(body[start : start + PIECE_BYTES])
+                await self._send({"type": message["type"], "body": piece, "more_body": True})
+                await asyncio.sleep(0)
+            message = {**message, "body": b""}
         await self._send(message)
 
     def forget_body(self) -> None:

@@ -21,7 +21,7 @@ from flashelmo.engine.arguments import shown
 from flashelmo.engine.output import Output
 from flashelmo.engine.text.sentences import Sentence
 from flashelmo.serve.endpoint import embed_inputs
-from flashelmo.serve.errors import Refused, text_of
+from flashelmo.serve.errors import STATUSES, Refused, text_of
 from flashelmo.serve.formats import JSON
 from flashelmo.serve.guard import Load
 from flashelmo.serve.schemas import Infer, Tensor, checked_inputs
@@ -40,7 +40,7 @@ from flashelmo.serve.tensors import (
 LENGTH_DIGITS = 18  # more than a body has; Python refuses to read numbers of thousands
 INPUTS = {"text": (1, 2), "tokens": (2, 2)}  # name: fewest and most dimensions
 ERROR = {"description": "Refused.", "content": {JSON: {"example": {"error": "inputs[0].shape: expected, found"}}}}
-ERRORS: dict[int | str, dict[str, Any]] = {status: ERROR for status in (400, 401, 404, 408, 413, 424, 429, 503)}
+ERRORS: dict[int | str, dict[str, Any]] = dict.fromkeys((*STATUSES, 404), ERROR)
 
 
 def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:

@@ -10,10 +10,11 @@ from typing import Any
 import orjson
 from fastapi import FastAPI, Request, Response
 
+from flashelmo.engine.arguments import shown
 from flashelmo.engine.arrays import Array
 from flashelmo.engine.output import Output
 from flashelmo.serve.endpoint import embed_inputs
-from flashelmo.serve.errors import Refused
+from flashelmo.serve.errors import STATUSES, Refused
 from flashelmo.serve.formats import JSON, response_of, to_json
 from flashelmo.serve.guard import Load
 from flashelmo.serve.schemas import OpenAIEmbed
@@ -24,7 +25,7 @@ ERROR = {
     "description": "Refused.",
     "content": {JSON: {"example": {"error": {"message": "input[0]: expected ..., found ...", "param": "input[0]"}}}},
 }
-ERRORS: dict[int | str, dict[str, Any]] = {status: ERROR for status in (400, 401, 408, 413, 424, 429, 503)}
+ERRORS: dict[int | str, dict[str, Any]] = dict.fromkeys(STATUSES, ERROR)
 
 
 def add_openai(app: FastAPI, service: Service, load: Load) -> None:
@@ -36,7 +37,7 @@ def add_openai(app: FastAPI, service: Service, load: Load) -> None:
         """The mean over layers and tokens of each sentence."""
         if body.dimensions not in (None, service.config.output_size):
             size = service.config.output_size
-            raise Refused(422, f"dimensions: expected {size}, the model's own, found {body.dimensions}")
+            raise Refused(422, f"dimensions: expected {size}, the model's own, found {shown(body.dimensions)}")
         answer = await embed_inputs(request, service, load, "input", body.input, MEAN)
         pieces = _pieces(service.name, answer, body.encoding_format == "base64")
         return response_of(pieces, sum(each.nbytes for each in answer.vectors), JSON)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
 
 from flashelmo.engine.arguments import shown
-from flashelmo.engine.text.sentences import Sentence
+from flashelmo.engine.text.sentences import SURROGATE, Sentence
 
 TOKENS = {"type": "array", "items": {"type": "string"}}
 INPUTS = {
@@ -46,7 +46,7 @@ def checked_inputs(value: Any) -> list[str | Sentence]:
             place = f"[{b}]" if tokens is not sentence else f"[{b}][{t}]"
             if not isinstance(token, str):
                 raise ValueError(f"{place}: expected a token as text, found {shown(token)}")
-            if not token.isascii() and any("\ud800" <= character <= "\udfff" for character in token):
+            if not token.isascii() and SURROGATE.search(token):
                 raise ValueError(f"{place}: expected Unicode, found half a surrogate pair in {shown(token)}")
     return value
 

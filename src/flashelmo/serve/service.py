@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flashelmo import __version__
-from flashelmo.engine.arguments import expect_no_state
+from flashelmo.engine.arguments import check, expect_no_state
 from flashelmo.engine.arrays import Array
 from flashelmo.engine.bulk.tokenizers import Tokenizer, lines_of, tokenize, tokenizer_of
 from flashelmo.engine.choice import choose_runtime
@@ -51,6 +51,9 @@ class ServiceSettings:
     max_wait_ms: float = 10.0
     api_key: str = ""
     limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        check(0 <= self.max_wait_ms < float("inf"), "max_wait_ms", "a finite number, 0 or more", self.max_wait_ms)
 
 
 class Wanted(NamedTuple):
@@ -190,7 +193,7 @@ class Service:
         """
         vectors = await self._batcher.embed(sentences, wanted.output)
         if wanted.normalize:
-            vectors = [normalize(each) for each in vectors]
+            vectors = await asyncio.to_thread(lambda: [normalize(each) for each in vectors])
         return Answer(sentences, vectors, wanted.output)
 
     def _tokens(self, text: str) -> Sentence:
