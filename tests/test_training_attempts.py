@@ -142,7 +142,7 @@ def test_a_process_that_ends_is_told_by_the_others(monkeypatch: pytest.MonkeyPat
     for name, value in (("WORLD_SIZE", "2"), ("RANK", "0")):
         monkeypatch.setenv(name, value)
     for name in ("init_process_group", "destroy_process_group"):
-        monkeypatch.setattr(f"torch.distributed.{name}", lambda *_: None)
+        monkeypatch.setattr(f"torch.distributed.{name}", lambda *_, **__: None)
     expected = "processes: expected 2 until the end, one does not answer: .* Read error: reset; the same|^else$"
     with (
         pytest.raises(FlashElmoError if "gloo" in str(error) else RuntimeError, match=expected),
