@@ -346,20 +346,6 @@ def test_convert_with_options_elsewhere(tmp_path):
         load_model(tmp_path / "native", other)
 
 
-@pytest.mark.parametrize("name", ["model", "model/model.safetensors", "model.zip", "manylangs"])
-def test_options_for_a_model_that_has_its_own(folder, tmp_path, name):
-    shutil.make_archive(tmp_path / "model", "zip", tmp_path, "model")
-    write_manylangs(MODELS["manylangs"], tmp_path / "manylangs")
-    path, options = tmp_path / name, tmp_path / "options.json"
-    for text in (None, "{}"):
-        if text is not None:
-            options.write_text(text, encoding="utf-8")
-        with pytest.raises(FlashElmoError, match=r"options\.json: expected no options, as this model has its own in "):
-            load_model(path, options)
-    if (own := (path if path.is_dir() else path.parent) / "config.json").is_file():
-        same_model(load_model(path, own), load_model(path))
-
-
 def test_describe(folder):
     facts = describe(load_model(folder))
     path = folder / "model.safetensors"

@@ -29,7 +29,7 @@ def load_model(path: str | Path, options_file: str | Path | None = None) -> Elmo
         path: bilm-tf's or AllenNLP's HDF5, an NLPL archive or its folder, SeqVec's folder, an ELMoForManyLangs folder
             or archive, or what `flashelmo convert` wrote; or, if no such path exists, the name of a published model,
             which is downloaded on first use.
-        options_file: the options of an HDF5 file, if they are not beside it; other formats have their own.
+        options_file: the options of an HDF5 file, if they are not beside it.
 
     Raises:
         FlashElmoError: one line that names the file, and the missing or wrong tensor or key.
@@ -73,10 +73,8 @@ def _load_folder(folder: Path, options: Path | None) -> ElmoModel:
 
     config = folder / "config.json"
     if config.is_file() and "format_version" in read_json(config):
-        _check_options(options, config)
         return read_native(folder)
     if config.is_file() and any((folder / name).exists() for name in PICKLES):
-        _check_options(options, config)
         return read_manylangs(folder)
     weights = [path for path in sorted(folder.iterdir()) if path.is_file() and _starts_with(path, HDF5_SIGNATURE)]
     if len(weights) > 1:  # vectors may be beside the weights; only weights hold an LSTM
@@ -102,17 +100,10 @@ def _load_file(path: Path, options: Path | None) -> ElmoModel:
     if is_archive(path):
         return _load_archive(path, options)
     if is_safetensors(path):
-        _check_options(options, path.with_name("config.json"))
         return read_native(path.parent, path)
     if path.suffix in (".json", ".pkl", ".dic"):
         raise FlashElmoError(f"{path}: expected a model's folder, archive or weights; is it the folder {path.parent}?")
     raise FlashElmoError(f"{path}: expected HDF5 weights, safetensors, or a zip or tar archive, found none of them")
-
-
-def _check_options(options: Path | None, config: Path) -> None:
-    """Raise FlashElmoError if options are given for a model that has its own."""
-    if options is not None and not (options.exists() and config.exists() and options.samefile(config)):
-        raise FlashElmoError(f"{options}: expected no options, as this model has its own in {config}")
 
 
 def _load_archive(path: Path, options: Path | None) -> ElmoModel:
