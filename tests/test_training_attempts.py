@@ -3,7 +3,7 @@
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -137,12 +137,32 @@ def test_an_environment_that_is_half_torchruns(
         train(Task([text_file], tmp_path / "model", CONFIG), SETTINGS)
 
 
+def without_others(monkeypatch: pytest.MonkeyPatch) -> dict[str, timedelta]:
+    """Let processes be joined that are not there; returns how long each step would wait for them."""
+    waits: dict[str, timedelta] = {}
+
+    class Store:
+        def set_timeout(self, timeout: timedelta) -> None:
+            waits["store"] = timeout
+
+    def meet(url: str, timeout: timedelta = timedelta(minutes=30)) -> Iterator[tuple[Store, int, int]]:  # the default
+        waits["meet"] = timeout
+        yield Store(), 1, 2
+
+    def begin(backend: str, *, timeout: timedelta = timedelta(minutes=30), **_: Any) -> None:  # the default
+        waits["begin"] = timeout
+
+    monkeypatch.setattr(processes, "rendezvous", meet)
+    monkeypatch.setattr("torch.distributed.init_process_group", begin)
+    monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: None)
+    return waits
+
+
 @pytest.mark.parametrize("error", [RuntimeError("[/gloo/pair.cc:1] Read error: reset"), RuntimeError("else")], ids=str)
 def test_a_process_that_ends_is_told_by_the_others(monkeypatch: pytest.MonkeyPatch, error: RuntimeError) -> None:
     for name, value in (("WORLD_SIZE", "2"), ("RANK", "0")):
         monkeypatch.setenv(name, value)
-    for name in ("init_process_group", "destroy_process_group"):
-        monkeypatch.setattr(f"torch.distributed.{name}", lambda *_, **__: None)
+    without_others(monkeypatch)
     expected = "processes: expected 2 until the end, one does not answer: .* Read error: reset; the same|^else$"
     with (
         pytest.raises(FlashElmoError if "gloo" in str(error) else RuntimeError, match=expected),
@@ -251,19 +271,13 @@ def test_time_that_runs_out_while_a_run_looks_at_its_snapshots_ends_it_behind_a_
 
 
 def test_several_processes_wait_for_the_first_one_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may read a corpus for hours."""
-    waits: list[timedelta] = []
-
-    def begin(backend: str, timeout: timedelta = timedelta(minutes=30)) -> None:  # as by default
-        waits.append(timeout)
-
-    monkeypatch.setattr(processes.distributed, "init_process_group", begin)
-    monkeypatch.setattr(processes.distributed, "destroy_process_group", lambda: None)
+    """It may read a corpus for hours; but not for one whose address is wrong."""
+    waits = without_others(monkeypatch)
     monkeypatch.setattr(processes, "LET_GO_SECONDS", 0)
     for name, value in {"WORLD_SIZE": "2", "RANK": "1"}.items():
         monkeypatch.setenv(name, value)
     with processes.joined_processes("cpu"):
-        assert waits[0] > timedelta(days=1)
+        assert waits["meet"] <= timedelta(hours=1) and min(waits["store"], waits["begin"]) > timedelta(days=1)
 
 
 def test_several_processes_seldom_ask_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from flashelmo.engine.errors import FlashElmoError, MissingExtraError, first_lin
 try:
     import torch
     from torch import distributed
+    from torch.distributed.rendezvous import rendezvous
 except ImportError as error:
     raise MissingExtraError("torch", "torch", "training") from error
 
@@ -116,7 +117,11 @@ def joined_processes(device: str) -> Iterator[Processes]:
     if on_cards:
         torch.cuda.set_device(processes.local)
     try:
-        distributed.init_process_group("nccl" if on_cards else "gloo", timeout=MOST_WAITING)
+        store, rank, number = next(rendezvous("env://"))  # they meet within PyTorch's own time
+        store.set_timeout(MOST_WAITING)
+        distributed.init_process_group(
+            "nccl" if on_cards else "gloo", store=store, rank=rank, world_size=number, timeout=MOST_WAITING
+        )
     except (RuntimeError, ValueError) as error:
         expected = f"expected {processes.number} that reach each other, started by torchrun"
         raise FlashElmoError(f"processes: {expected}: {first_line(error)}") from None
