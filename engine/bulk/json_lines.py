@@ -40,7 +40,7 @@ class JsonLines(TextFormat):
         return Records(numbers, ids, tokens, offsets, texts, skipped)
 
     def _read(self, record: bytes) -> tuple[str, str | list[str]]:
-        text = decode_utf8(record, self.errors)
+        text = decode_utf8(record, self.errors).rstrip(" \t\r\n")  # what is missing at its end is not on the next line
         try:
             found = json.loads(text)
         except json.JSONDecodeError as error:
