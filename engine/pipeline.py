@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
@@ -258,3 +259,8 @@ def not_finite(window: Window, b: int, first: int, dtype: str = "float32") -> Fl
     if dtype == "float16":
         expected = "finite values within float16's range, found others; use float32"
     return FlashElmoError(f"sentence {first + b} ({window.sentence_text(b)!r:.60}): expected {expected}")
+
+
+def renumbered(text: str, n: int) -> str:
+    """An error's text; the number of the sentence that it begins with, if any, has n added."""
+    return re.sub(r"^sentence (\d+)", lambda found: f"sentence {n + int(found[1])}", text)

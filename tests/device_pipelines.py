@@ -52,7 +52,8 @@ class MadeUp:
     Its device's name says how: "kill:2" is killed when it takes its second window, "raise:2" raises there, "slow:0.1"
     takes 0.1 s for each, "meet:FILE" makes the file and waits until there is another beside it, "end" fails when it
     has given all, "in:bf16" says that it computes in bf16, others in fp32. A token "refuse" is an error of its window,
-    found on taking it; "late" is one found when its results are made; "kill" ends any process.
+    found on taking it; "late" is one found when its results are made, which names its sentence's number in the stream;
+    "kill" ends any process.
     """
 
     ahead = 1
@@ -74,13 +75,16 @@ class MadeUp:
         self, windows: Iterable[Window], output: Output, on_progress: OnProgress, *, as_numpy: bool = True
     ) -> Stream:
         held: deque[Window] = deque()
+        first = 0
         for window in windows:
             self._take(window)
             held.append(window)
             if len(held) > self.ahead:
-                yield self._give(held.popleft(), output)
+                yield self._give(held[0], output, first)
+                first += len(held.popleft())
         while held:
-            yield self._give(held.popleft(), output)
+            yield self._give(held[0], output, first)
+            first += len(held.popleft())
         if self._fault == "end":
             raise RuntimeError("driver shutting down")
 
@@ -99,14 +103,14 @@ class MadeUp:
         if self._fault == "meet":
             meet(Path(self._argument))
 
-    def _give(self, window: Window, output: Output) -> tuple[Window, Iterator[Array]]:
+    def _give(self, window: Window, output: Output, first: int) -> tuple[Window, Iterator[Array]]:
         self.statistics.sentences += len(window)
         self.statistics.tokens += len(window.word_ids)
 
         def results() -> Iterator[Array]:
             for b, array in enumerate(lengths(window)):
                 if "late" in window.tokens(b):
-                    raise FlashElmoError("token: expected another, found 'late'")
+                    raise FlashElmoError(f"sentence {first + b}: expected another token, found 'late'")
                 yield array.astype(output.dtype)
 
         return window, results()

@@ -302,10 +302,13 @@ def test_an_interrupt_leaves_the_pool_whole(made_up: DevicePool) -> None:
 @pytest.mark.parametrize("token", ["refuse", "late"])
 @pytest.mark.parametrize("place", [0, 5, 8])
 def test_a_bad_window_is_an_error_in_its_place(made_up: DevicePool, token: str, place: int) -> None:
+    """Where it names a sentence, by its number in the call."""
     windows = numbered(7)
     windows[place:place] = [window("a b", f"c {token}")]
     given: list[Window] = []
-    with pytest.raises(FlashElmoError, match=f"^token: expected another, found '{token}'$"):
+    number = sum(map(len, windows[:place])) + 1
+    text = f"sentence {number}: expected another token" if token == "late" else "token: expected another"
+    with pytest.raises(FlashElmoError, match=f"^{text}, found '{token}'$"):
         for each, results in made_up.stream(windows, ALL, ignore):
             given.append(each)
             assert len(list(results)) == len(each)

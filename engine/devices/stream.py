@@ -17,6 +17,7 @@ from flashelmo.engine.devices.process import DeviceProcess, Embedded, Result
 from flashelmo.engine.devices.worker import Flush, WindowTask
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Output
+from flashelmo.engine.pipeline import renumbered
 from flashelmo.engine.text.windows import Window
 
 
@@ -65,6 +66,7 @@ class WindowStream:
 
     def results(self) -> Iterator[tuple[Window, Embedded]]:
         """Yield every window with its results, in order."""
+        first = 0  # the number of the window's first sentence among all
         for position in count():
             self._fill()
             while position not in self._finished:
@@ -79,8 +81,9 @@ class WindowStream:
                 self._fill()
             window, result = self._taken.pop(position), self._finished.pop(position)
             if isinstance(result, FlashElmoError):
-                raise result
+                raise FlashElmoError(renumbered(str(result), first))
             yield window, result
+            first += len(window)
 
     def clear(self) -> None:
         """Free all results, so that an error's traceback does not keep them alive."""

@@ -22,7 +22,7 @@ from flashelmo.engine.arrays import Array
 from flashelmo.engine.devices.shared_arrays import ArrayLayout, Pickled, read_object, send_file, write_arrays
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Output
-from flashelmo.engine.pipeline import Statistics, WindowPipeline
+from flashelmo.engine.pipeline import Statistics, WindowPipeline, renumbered
 from flashelmo.engine.text.windows import Window
 
 
@@ -69,7 +69,7 @@ class Done(NamedTuple):
 
 
 class Refused(NamedTuple):
-    """A window's FlashElmoError."""
+    """A window's FlashElmoError, which numbers its sentences from 0."""
 
     stream: int
     position: int
@@ -170,8 +170,12 @@ class _Worker:
                     self._refuse(task, error)
 
     def _embed(self, first: WindowTask, rest: Iterator[WindowTask]) -> str | None:
-        """Embed windows of one stream and send their results; return a FlashElmoError's message, or None."""
+        """Embed windows of one stream and send their results; return a FlashElmoError's message, or None.
+
+        It numbers the sentences from that of the oldest window without results.
+        """
         before, self._begun = replace(self._pipeline.statistics), deque([first])
+        n_given = 0
 
         def windows() -> Iterator[Window]:
             yield first.window
@@ -184,11 +188,11 @@ class _Worker:
                 if self._inbox.is_cancelled(first.stream):
                     return None
                 before = self._send(self._begun[0], results, before)
-                self._begun.popleft()
+                n_given += len(self._begun.popleft().window)
         except FlashElmoError as error:
             if not self._begun:
                 raise
-            return str(error)
+            return renumbered(str(error), -n_given)
         return None
 
     def _send(self, task: WindowTask, results: Iterable[Array], before: Statistics) -> Statistics:

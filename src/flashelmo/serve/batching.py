@@ -11,7 +11,6 @@ client by itself never waits for others, and clients who ask anew as soon as the
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -23,6 +22,7 @@ from flashelmo.engine.arrays import Array
 from flashelmo.engine.devices.process import Result
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Output
+from flashelmo.engine.pipeline import renumbered
 from flashelmo.engine.text.sentences import Sentence
 from flashelmo.engine.text.windows import Window
 from flashelmo.serve.errors import Refused
@@ -162,9 +162,7 @@ class Batcher:
         if len(batch.parts) > 1:
             self._again.extend(Batch([part]) for part in batch.parts)
         else:
-            first = batch.parts[0].start  # of the request's sentences in this window, which counts from 0
-            text = re.sub(r"^sentence (\d+)", lambda found: f"sentence {first + int(found[1])}", str(error))
-            _refuse(batch, Refused(424, text))
+            _refuse(batch, Refused(424, renumbered(str(error), batch.parts[0].start)))
 
     def _pump(self) -> None:
         """Send windows to workers that have room."""
