@@ -219,6 +219,17 @@ def test_an_absent_provider_is_said_before_anything_is_written(tmp_path: Path) -
     assert not said and not list(tmp_path.iterdir())
 
 
+def test_a_full_disk_is_told_of_where_the_file_would_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("onnx.save_model", fail)
+    with pytest.raises(FlashElmoError) as error:
+        export_onnx(MODELS["skip"], tmp_path / "out")
+    assert str(error.value) == f"{tmp_path / 'out' / 'onnx' / 'model.onnx'}: cannot be written: No space left on device"
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_text_without_tokens(here: Path, model: Path, fail: Run) -> None:
     (here / "empty.txt").write_text("\n\n")
     message = fail("export", model, "out", "--text", "empty.txt")

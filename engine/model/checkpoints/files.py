@@ -56,7 +56,11 @@ def new_folder(folder: Path, overwrite: bool, ours: Callable[[str], bool] = MODE
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as workspace:
             new, old = Path(workspace, "new"), Path(workspace, "old")
             new.mkdir()
-            yield new
+            try:
+                yield new
+            except FlashElmoError as error:  # of a file, which is named as it would have been
+                error.args = (str(error).replace(str(new), str(folder)),)
+                raise
             for path in new.rglob("*"):
                 if path.is_file():
                     sync(path)
