@@ -30,10 +30,12 @@ from flashelmo import client as client_module
 from flashelmo.cli import main
 from flashelmo.cli.serve import _key
 from flashelmo.engine import child
-from flashelmo.serve import guard
+from flashelmo.serve import formats, guard
 from flashelmo.serve import server as server_module
 from flashelmo.serve.app import make_app
+from flashelmo.serve.errors import Refused
 from flashelmo.serve.limits import Limits
+from flashelmo.serve.metrics import Metrics
 from flashelmo.serve.service import Service
 from flashelmo.serve.workers import make_workers
 
@@ -155,6 +157,42 @@ async def in_process(service: Service) -> AsyncIterator[str]:
     yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     server.should_exit = True
     await task
+
+
+def test_a_client_of_http_1_0_gets_no_chunks(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end of an answer that is sent while it is made is that of the connection."""
+
+    async def scene() -> None:
+        service, worker = fake_service(model)
+        async with in_process(service) as url:
+            for most in (1 << 20, 0):
+                monkeypatch.setattr(formats, "STREAMED_BYTES", most)
+                reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+                body = b'{"inputs": ["a b", "c"]}'
+                head = f"POST /embed_all HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+                writer.write(f"{head}\r\n\r\n".encode() + body)
+                while not worker.held:
+                    await asyncio.sleep(0.01)
+                worker.finish()
+                answer = await asyncio.wait_for(reader.read(), 4)
+                head, _, found = answer.decode().lower().partition("\r\n\r\n")
+                assert json.loads(found) == [[[2.0] * 8] * 2, [[1.0] * 8]]
+                assert "connection: close" in head and "transfer-encoding" not in head
+                assert ("content-length" in head) == (most > 0)
+                writer.close()
+                await writer.wait_closed()
+
+    asyncio.run(asyncio.wait_for(scene(), 30))
+
+
+@pytest.mark.parametrize(("length", "found"), [("9" * 5000, "9" * 20), ("0" * 5000 + "2001", "2001")])
+def test_a_length_of_thousands_of_digits(length: str, found: str) -> None:
+    """Python reads no such number, and not every server refuses it."""
+    limits = Limits(body_bytes=2000)
+    scope = {"type": "http", "path": "/embed", "method": "POST", "headers": [(b"content-length", length.encode())]}
+    stands = guard.Guard(None, guard.Load(limits, Metrics()), limits, Metrics())  # type: ignore[arg-type]
+    with pytest.raises(Refused, match=f"413: body: expected 2000 bytes at most, found {found} or more"):
+        stands._check(scope)
 
 
 def test_a_slow_head_is_given_up(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ Application: TypeAlias = Callable[[Message, Receive, Send], Awaitable[None]]
 
 OPEN_PATHS = {"/", "/health", "/metrics", "/openapi.json", "/v2/health/live", "/v2/health/ready"}
 HELD_BODY_BYTES = 1 << 28  # of bodies that are being received, of all requests together
+LENGTH_DIGITS = 20  # a number of more is that of the first ones, or more
 PIECE_BYTES = 1 << 18  # of an answer that the server holds while a client reads it
 
 logger = logging.getLogger("flashelmo")
@@ -123,8 +124,10 @@ class Guard:
         if scope["method"] == "POST" and headers.get("sec-fetch-site") == "cross-site":
             raise Refused(403, "Sec-Fetch-Site: expected no page of another site, found cross-site")
         length = headers.get("content-length", "")
-        if length.isdecimal() and int(length) > self._limits.body_bytes:
-            raise _too_large(self._limits.body_bytes, int(length))
+        if length.isdecimal():
+            n_bytes = int(length.lstrip("0")[:LENGTH_DIGITS] or "0")  # Python reads no numbers of thousands of digits
+            if n_bytes > self._limits.body_bytes:
+                raise _too_large(self._limits.body_bytes, n_bytes)
 
 
 async def _refuse(scope: Message, exchange: _Exchange, refused: Refused) -> None:

@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Any
 
 from uvicorn import Config, Server
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from flashelmo.engine.errors import FlashElmoError, reason_of
 from flashelmo.serve.app import make_app
@@ -75,6 +75,8 @@ class PatientProtocol(HttpToolsProtocol):
         """Its head is there."""
         self._forget_head()
         super().on_headers_complete()
+        if self.scope["http_version"] == "1.0":
+            self.cycle.__class__ = AnswerWithoutChunks
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client went."""
@@ -96,6 +98,19 @@ class PatientProtocol(HttpToolsProtocol):
         if self._read_timer is not None:
             self._read_timer.cancel()
             self._read_timer = None
+
+
+class AnswerWithoutChunks(RequestResponseCycle):
+    """To a client of HTTP/1.0: where an answer has no length, it ends with the connection."""
+
+    async def send(self, message: Any) -> None:
+        """Send its head, or a piece of it."""
+        if message["type"] == "http.response.start":
+            self._has_length = any(name.lower() == b"content-length" for name, _ in message["headers"])
+            self.chunked_encoding = None if self._has_length else False
+        elif not self._has_length:
+            self.expected_content_length = len(message.get("body", b""))
+        await super().send(message)
 
 
 def open_port(host: str, port: int) -> socket.socket:
