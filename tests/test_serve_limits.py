@@ -597,8 +597,8 @@ def test_a_client_tries_again_what_may_pass(monkeypatch: pytest.MonkeyPatch) -> 
         Client("x")
     with pytest.raises(FlashElmoError, match=r"^url: expected one such as .*, found 'http://\[::1': "):
         Client("http://[::1")
-    for timeout in ("7", 0, -1.0, float("nan"), True):
-        with pytest.raises(FlashElmoError, match=r"^timeout: expected seconds above 0, found "):
+    for timeout in ("7", 0, -1.0, float("nan"), float("inf"), 1e10, True):
+        with pytest.raises(FlashElmoError, match=r"^timeout: expected seconds above 0, or None, found "):
             Client("http://x", timeout=timeout)  # type: ignore[arg-type]
     for token in (7, float("nan"), object()):
         with pytest.raises(FlashElmoError, match=r"^sentence: expected tokens as text, found "):

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import islice, pairwise
+from threading import TIMEOUT_MAX
 from types import TracebackType
 from typing import Any, Literal
 
@@ -43,7 +44,7 @@ class Client:
     Args:
         url: the service's address, such as "http://127.0.0.1:8080".
         api_key: the service's key, if it has one.
-        timeout: seconds per attempt.
+        timeout: seconds per attempt; None: no limit.
         retries: attempts after the first.
         transport: an httpx transport to use instead of the default.
 
@@ -56,7 +57,7 @@ class Client:
         url: str,
         *,
         api_key: str | None = None,
-        timeout: float = 120.0,
+        timeout: float | None = 120.0,
         retries: int = 5,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
@@ -68,8 +69,8 @@ class Client:
         self._url = str(url).rstrip("/")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         seconds: Any = timeout
-        if isinstance(seconds, bool | str) or (isinstance(seconds, int | float) and not seconds > 0):
-            raise FlashElmoError(f"timeout: expected seconds above 0, found {shown(timeout)}")
+        if isinstance(seconds, bool | str) or (isinstance(seconds, int | float) and not 0 < seconds <= TIMEOUT_MAX):
+            raise FlashElmoError(f"timeout: expected seconds above 0, or None, found {shown(timeout)}")
         make = partial(httpx.Client, base_url=self._url, headers=headers, timeout=timeout, transport=transport)
         try:
             self._http = InEachProcess(make)  # two processes on one connection would read each other's answers
