@@ -17,7 +17,7 @@ from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Output
 from flashelmo.serve.errors import Refused
 from flashelmo.serve.limits import Limits
-from flashelmo.serve.service import Service, ServiceSettings, Wanted
+from flashelmo.serve.service import SMALL_BYTES, Service, ServiceSettings, Wanted
 
 MEAN, MAX = Wanted(Output("average", pool="mean")), Wanted(Output("average", pool="max"))
 
@@ -55,6 +55,26 @@ def waiting(service: Service) -> int:
 
 def answered(task: "asyncio.Task[Any]") -> list[int]:
     return [int(vector[0]) for vector in task.result().vectors]
+
+
+def test_only_many_vectors_are_scaled_in_a_thread(play: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    in_thread, threads = asyncio.to_thread, list[Any]()
+
+    async def counted(work: Callable[[], Any]) -> Any:
+        threads.append(work)
+        return await in_thread(work)
+
+    async def scene(service: Service, worker: FakeWorker, ask: Any) -> None:
+        for n, n_threads in ((1, 0), (SMALL_BYTES // (4 * worker.size) + 1, 1)):
+            task = ask(n, wanted=Wanted(Output("top"), normalize=True))
+            await settle()
+            worker.finish()
+            (found,) = (await task).vectors
+            np.testing.assert_allclose(np.linalg.norm(found, axis=-1), np.ones(n), rtol=1e-6)
+            assert len(threads) == n_threads
+
+    monkeypatch.setattr(asyncio, "to_thread", counted)
+    play(scene)
 
 
 def test_what_waits_is_one_window(play: Callable[..., None]) -> None:

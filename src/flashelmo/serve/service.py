@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from flashelmo.serve.limits import Limits
 from flashelmo.serve.metrics import Metrics
 from flashelmo.serve.workers import make_workers
 
+SMALL_BYTES = 1 << 18  # of vectors that are scaled where they are: a thread would take longer
 BATCH_TOKENS_CPU, BATCH_TOKENS_CARD = 2048, 1 << 15
 TYPES = {"fp64": "float64"}
 
@@ -193,7 +195,9 @@ class Service:
         """
         vectors = await self._batcher.embed(sentences, wanted.output)
         if wanted.normalize:
-            vectors = await asyncio.to_thread(lambda: [normalize(each) for each in vectors])
+            scaled = partial(list[Array], map(normalize, vectors))
+            is_small = sum(each.nbytes for each in vectors) <= SMALL_BYTES
+            vectors = scaled() if is_small else await asyncio.to_thread(scaled)
         return Answer(sentences, vectors, wanted.output)
 
     def _tokens(self, text: str) -> Sentence:
