@@ -60,6 +60,8 @@ class Card:
         self.current_stream: Callable[[], Any] = self.Stream
         self.CUDAGraph = type("CUDAGraph", (), {})
         self.graph_pool_handle = lambda: (0, 1)
+        self.get_rng_state = lambda device: torch.get_rng_state()
+        self.set_rng_state = lambda state, device: torch.set_rng_state(state)
 
     def synchronize(self) -> None: ...
 
@@ -192,6 +194,7 @@ def test_a_graph_gives_its_memory_to_a_batch_that_does_not_fit(
         graph: Any = step._captured._graph  # type: ignore[union-attr]
         if len(arguments[0]) > 16 and graph is not None:
             graphs.append(graph)
+            torch.rand(7)  # what it had drawn by then
             step._updates = changed
             raise torch.OutOfMemoryError("CUDA out of memory")
         compute(*arguments)

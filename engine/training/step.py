@@ -131,12 +131,19 @@ class TrainingStep:
         return [self._characters.index_select(0, distinct).int()]
 
     def with_room(self, run: Callable[[], Result], may: Callable[[], bool] = lambda: True) -> Result:
-        """Return the result of `run`; if it finds no memory, once more without the captured graph's, where it `may`."""
+        """Return the result of `run`; if it finds no memory, once more without the captured graph's, where it `may`.
+
+        It then draws the same dropout and negatives.
+        """
+        if self._captured is None:
+            return run()
+        random = torch.cuda.get_rng_state(self.device)
         try:
             return run()
         except torch.OutOfMemoryError:
-            if not may() or self._captured is None or not self._captured.make_room():
+            if not may() or not self._captured.make_room():
                 raise
+        torch.cuda.set_rng_state(random, self.device)
         return run()  # here the error no longer holds on to tensors
 
     def follow_rate(self) -> None:
