@@ -17,7 +17,7 @@ from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Output
 from flashelmo.serve.errors import Refused
 from flashelmo.serve.limits import Limits
-from flashelmo.serve.service import SMALL_BYTES, Service, ServiceSettings, Wanted
+from flashelmo.serve.service import FEW_BYTES, Service, ServiceSettings, Wanted
 
 MEAN, MAX = Wanted(Output("average", pool="mean")), Wanted(Output("average", pool="max"))
 
@@ -65,7 +65,7 @@ def test_only_many_vectors_are_scaled_in_a_thread(play: Callable[..., None], mon
         return await in_thread(work)
 
     async def scene(service: Service, worker: FakeWorker, ask: Any) -> None:
-        for n, n_threads in ((1, 0), (SMALL_BYTES // (4 * worker.size) + 1, 1)):
+        for n, n_threads in ((1, 0), (FEW_BYTES // (4 * worker.size) + 1, 1)):
             task = ask(n, wanted=Wanted(Output("top"), normalize=True))
             await settle()
             worker.finish()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -26,7 +25,7 @@ from flashelmo.serve.guard import Guard, Load
 from flashelmo.serve.infer import add_infer
 from flashelmo.serve.openai import add_openai
 from flashelmo.serve.schemas import Embed, EmbedSentences, EmbedTokens
-from flashelmo.serve.service import Service, Wanted
+from flashelmo.serve.service import Service, Wanted, in_thread_if_many
 
 ERROR = {"description": "Refused: the field, what was expected, what was found."}
 BINARY = {"schema": {"type": "string", "format": "binary"}}
@@ -92,7 +91,7 @@ def _add_own(app: FastAPI, service: Service, load: Load) -> None:
         more_bytes = None if pool else partial(bytes_of_tokens, media_type)
         answer = await embed_inputs(request, service, load, "inputs", body.inputs, wanted, more_bytes)
         write = partial(vectors_response, media_type, answer, service.config.output_size, with_tokens)
-        return await asyncio.to_thread(write) if media_type in (NUMPY, ARROW) else write()
+        return await in_thread_if_many(answer.vectors, write) if media_type in (NUMPY, ARROW) else write()
 
     @app.post("/embed", responses=VECTORS)
     async def embed(body: EmbedSentences, request: Request) -> Response:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from flashelmo import __version__
 from flashelmo.engine.arguments import check, expect_no_state
@@ -25,9 +25,10 @@ from flashelmo.serve.limits import Limits
 from flashelmo.serve.metrics import Metrics
 from flashelmo.serve.workers import make_workers
 
-SMALL_BYTES = 1 << 18  # of vectors that are scaled where they are: a thread would take longer
+FEW_BYTES = 1 << 18  # of vectors that are worked on at once: a thread would take longer
 BATCH_TOKENS_CPU, BATCH_TOKENS_CARD = 2048, 1 << 15
 TYPES = {"fp64": "float64"}
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,11 @@ class ServiceSettings:
 
     def __post_init__(self) -> None:
         check(0 <= self.max_wait_ms < float("inf"), "max_wait_ms", "a finite number, 0 or more", self.max_wait_ms)
+
+
+async def in_thread_if_many(vectors: Sequence[Array], work: Callable[[], Result]) -> Result:
+    """What work on vectors gives; if there are many, the service answers others meanwhile."""
+    return work() if sum(each.nbytes for each in vectors) <= FEW_BYTES else await asyncio.to_thread(work)
 
 
 class Wanted(NamedTuple):
@@ -195,9 +201,7 @@ class Service:
         """
         vectors = await self._batcher.embed(sentences, wanted.output)
         if wanted.normalize:
-            scaled = partial(list[Array], map(normalize, vectors))
-            is_small = sum(each.nbytes for each in vectors) <= SMALL_BYTES
-            vectors = scaled() if is_small else await asyncio.to_thread(scaled)
+            vectors = await in_thread_if_many(vectors, partial(list[Array], map(normalize, vectors)))
         return Answer(sentences, vectors, wanted.output)
 
     def _tokens(self, text: str) -> Sentence:
