@@ -694,7 +694,9 @@ def test_commands(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
         (["out", "--stateful"], "stateful: expected an embedder that carries no state"),
         (["model"], "model: expected an empty folder or one of shards, found config.json"),
         (["out", "--report", "absent/r.json"], "--report: expected a file name in an existing folder"),
-        (["out", "--report", "./out"], "--report: expected a file name in an existing folder, found out"),
+        (["out", "--report", "./out"], "--report: out: is the output, or a file of it"),
+        (["out", "--report", "out/run.json"], "--report: out/run.json: is the output, or a file of it"),
+        (["out", "--report", "model"], "--report: expected a file name in an existing folder, found model"),
         (
             ["out", "--report", "./text.txt"],
             "--report: text.txt: is the input text itself",

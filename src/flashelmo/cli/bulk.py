@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -68,16 +69,20 @@ def embed_to_folder(
         corpus: what is embedded into what.
         how: `resume`, `overwrite`, `num_shards` and `shard_id` of `embed_corpus`.
     """
-    from flashelmo.engine.bulk.folder import check_new
+    from flashelmo.engine.bulk.folder import OURS, check_new
     from flashelmo.engine.bulk.records import open_reader
     from flashelmo.engine.bulk.report import Report
     from flashelmo.engine.bulk.run import embed_corpus
     from flashelmo.engine.embedder import ElmoEmbedder
 
     target = path_of("output", corpus.folder)
-    is_target = report is not None and report.absolute() == target.absolute()
-    if report is not None and (is_target or report.is_dir() or not path_of("report", report).parent.is_dir()):
-        raise FlashElmoError(f"--report: expected a file name in an existing folder, found {report}")
+    if report is not None:
+        path = path_of("report", report)
+        real, folder = Path(os.path.realpath(path)), Path(os.path.realpath(target))
+        if real == folder or (real.parent == folder and OURS.fullmatch(real.name)):
+            raise FlashElmoError(f"--report: {report}: is the output, or a file of it")
+        if path.is_dir() or not path.parent.is_dir():
+            raise FlashElmoError(f"--report: expected a file name in an existing folder, found {report}")
     check_new(target, how["resume"], how["overwrite"], how["num_shards"] > 1)
     if not is_stream(corpus.input) and not ADDRESS.match(corpus.input):
         path_of("input", corpus.input).open("rb").close()
