@@ -117,6 +117,12 @@ def test_an_id_that_is_too_long(embedder: ElmoEmbedder, tmp_path: Path, name: st
     assert names(tmp_path) == ["in.jsonl"]
 
 
+def test_a_group_of_a_sentence_that_hdf5_cannot_hold(embedder: ElmoEmbedder, tmp_path: Path) -> None:
+    source = jsonl(tmp_path, ["a"], "1/" + "a" * 65_520 + "/" + "b" * 99)
+    with pytest.raises(FlashElmoError, match=r"v\.h5: line 1: the key '1/a{58}' is taken already, or no key of this"):
+        write(embedder, source, tmp_path / "v.h5", use_sentence_keys=True)
+
+
 def test_numpy_finds_each_record_by_its_key(embedder: ElmoEmbedder, tmp_path: Path) -> None:
     """By `a.npy` it finds `a`, where there is one."""
     source = jsonl(tmp_path, ["a", "a.npy", "b.npy", "b"])

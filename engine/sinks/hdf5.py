@@ -13,7 +13,7 @@ import numpy as np
 from flashelmo.engine.arrays import Array
 from flashelmo.engine.output import Index
 
-NO_KEYS = range(65_500, 65_540)  # bytes; HDF5 can't open the files that it writes with keys of 65,516 to 65,522
+NO_NAMES = range(65_500, 65_540)  # bytes; HDF5 can't open the files that it writes with names of 65,516 to 65,522
 
 
 class Hdf5File:
@@ -45,7 +45,7 @@ class Hdf5File:
 
         KeyError: the key is taken, or cannot be one, like ".". OSError: the disk is full.
         """
-        if len(key.encode()) in NO_KEYS:
+        if any(len(name) in NO_NAMES for name in key.encode().split(b"/")):
             raise KeyError(key)
         try:
             # h5py's create_dataset does the same and takes twice as long
