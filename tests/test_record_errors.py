@@ -296,6 +296,20 @@ def test_lines_and_tables_that_are_asked_for_by_name_are_such(kind: str, tmp_pat
         taken(open_reader(tmp_path / "a", "lines"))
 
 
+@pytest.mark.parametrize(
+    ("name", "data", "options"),
+    [
+        ("a", b"a\rb\n", {}),
+        ("a.jsonl", b'{"id": 1,\r"text": "a b"}\n', {}),
+        ("a.csv", b'"a\rb",c\n', {"field": "1"}),
+    ],
+    ids=["lines", "jsonl", "csv"],
+)
+def test_a_return_within_the_only_record(name: str, data: bytes, options: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(data)
+    assert [text.split() for text in taken(open_reader(tmp_path / name, **options)).records().texts] == [["a", "b"]]
+
+
 def test_two_tokens_a_line_between_tabs_are_sentences(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("".join(f"a{i}\tb{i}\n\n" for i in range(20)))
     assert taken(open_reader(tmp_path / "a")).n_records == 40

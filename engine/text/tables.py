@@ -25,7 +25,7 @@ KINDS = {
     "a table": "`cut -f` picks a column",
     RETURNS: "`tr '\\r' '\\n'` turns them into others",
 }
-SURE = ("FASTA", "CoNLL-U", "JSON lines")  # readers of text never accept these as sentences
+SURE = ("FASTA", "CoNLL-U", "JSON lines", RETURNS)  # readers of text never accept these as sentences
 BEGINNINGS = {
     b"PAR1\x15": "Parquet",
     b"\x1f\x8b": "gzip",
@@ -46,7 +46,7 @@ def check_is_text(head: bytes, name: str) -> None:
 
 
 def check_is_no_other_format(head: bytes, name: str) -> None:
-    """Do as `check_is_text`, but allow what may be intended: tables, tokens with tags, a \\r within a line."""
+    """Do as `check_is_text`, but allow what may be intended: tables, and tokens with tags."""
     kind = kind_of(head)
     _refuse(kind if kind in SURE else None, name)
 
@@ -63,7 +63,7 @@ def kind_of(head: bytes) -> str | None:
     """
     every = [line.strip() for line in head.decode("utf-8", "replace").split("\n", MAX_LINES)[:MAX_LINES]]
     lines = [line for line in every if line]
-    if len(lines) == 1 and "\r" in lines[0]:
+    if len(every) == 1 and "\r" in every[0]:
         return RETURNS
     columns = [line.split("\t") for line in lines if not line.startswith("#")]
     if _is_fasta(lines):

@@ -253,7 +253,7 @@ def _read_blocks(source: str | Path | IO[Any], errors: Errors, universal_newline
             if not n_lines:
                 raw = without_mark(raw, name)
                 check_is_no_other_format(raw, name)
-            text = check_utf8(raw, errors, name, n_lines)
+            text = check_utf8(raw if raw.endswith(b"\n") else raw + b"\n", errors, name, n_lines)
             block = split_lines(text)
             n_lines += block.n_lines
             yield block
@@ -272,7 +272,7 @@ def _open(source: str | Path | IO[Any]) -> Any:
 
 
 def _read_lines(file: IO[Any], universal_newlines: bool) -> Iterator[bytes]:
-    """Yield large pieces of the file, each of whole lines; a last line without a newline gets one."""
+    """Yield large pieces of the file, each of whole lines."""
     rest: list[bytes] = []
 
     def lines(last: bytes) -> bytes:
@@ -290,7 +290,7 @@ def _read_lines(file: IO[Any], universal_newlines: bool) -> Iterator[bytes]:
             rest = []
         rest.append(chunk[end:])
     if any(rest):
-        yield lines(b"\n")
+        yield lines(b"")
 
 
 def _separators(text: bytes) -> Bool:
