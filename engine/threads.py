@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 import threading
 from _thread import start_new_thread
 from collections import deque
@@ -46,6 +47,7 @@ class Background(Generic[Result]):
 
     def _run(self, call: Callable[[], Result]) -> None:
         _running[id(self)] = self._running
+        _stdin = sys.stdin  # whose end, at that of the program, aborts the process if a call still reads from it
         try:
             self._results.append(call())
         except BaseException as error:

@@ -1,5 +1,6 @@
 """Calls in threads: whatever is raised at whatever moment, nobody waits for ever, the program's end neither."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -73,15 +74,23 @@ def test_an_error_of_the_input_stands_in_its_place(monkeypatch: pytest.MonkeyPat
             next(found)
 
 
-@pytest.mark.parametrize("call", ["time.sleep(60)", "pa.array(['a'] * 100000).dictionary_encode()"])
+@pytest.mark.parametrize(
+    "call", ["time.sleep(60)", "pa.array(['a'] * 100000).dictionary_encode()", "sys.stdin.buffer.read()"]
+)
 def test_the_program_ends_though_calls_still_run(call: str, tmp_path: Path) -> None:
     code = f"""
-import time
+import sys, time
 import pyarrow as pa
 from flashelmo.engine.threads import Background
 running = [Background(lambda: {call}) for _ in range(3)]
+time.sleep(0.2)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    silent, writer = os.pipe()
+    try:
+        done = subprocess.run([sys.executable, "-c", code], stdin=silent, capture_output=True, text=True, timeout=30)
+    finally:
+        os.close(silent)
+        os.close(writer)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
