@@ -63,6 +63,7 @@ BAD = [  # file, its bytes, options, what is said of the record, the tokens of t
     ("a.jsonl", b"[" * 9999 + b"\n", {}, "line 1, byte 1", 0),  # where Python gives up, or the 10,000th
     ("a.jsonl", b'{"text":\n', {}, "line 1, byte 9: expected JSON, found '' (Expecting value)", 0),
     ("a.csv", b'x,text\n1,"a\nb"\n1\n2,c\n', {}, "line 4, byte 1: expected a row of 2 columns, found 1", 3),
+    ("a.csv", b"text\na\rb\nc\n", {}, "line 2, byte 1: expected a row of 1 column, found 2 rows", 1),
     ("a.csv", b'x,text\n1,"a" b\n2,c\n', {}, "line 2, byte 1: expected a row of 2 columns, found a quote that", 1),
     ("a.csv", b'x,text\n1,a\n2,"c\n', {}, "line 3, byte 1: expected a row of 2 columns, found a quote that is", 1),
     ("a.csv", b"x,text\n1,a\n2,b\xe9\n3,c", {}, "line 3, byte 4: expected UTF-8, found 0xe9 (invalid", 2),

@@ -173,7 +173,8 @@ class Delimited(TextFormat):
 
     def _fault(self, data: bytes, found: str) -> Fault:
         advice = "; format tsv-quoted reads columns between quotes" if b'"' in data and not self._quoted else ""
-        return Fault(len(data) - len(data.lstrip(b"\r\n")), f"a row of {self._n_columns} columns", found + advice)
+        expected = f"a row of {self._n_columns} column{'s' if self._n_columns > 1 else ''}"
+        return Fault(len(data) - len(data.lstrip(b"\r\n")), expected, found + advice)
 
     def _names(self, header: bytes, name: str) -> list[str]:
         """Return the columns' names, from the first row of the table of this name."""
