@@ -306,9 +306,10 @@ def test_lines_and_tables_that_are_asked_for_by_name_are_such(kind: str, tmp_pat
     ],
     ids=["lines", "jsonl", "csv"],
 )
-def test_a_return_within_the_only_record(name: str, data: bytes, options: dict[str, str], tmp_path: Path) -> None:
+def test_a_return_within_the_only_record(name: str, data: bytes, options: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(data)
-    assert [text.split() for text in taken(open_reader(tmp_path / name, **options)).records().texts] == [["a", "b"]]
+    texts = taken(open_reader(tmp_path / name, **options)).records().texts
+    assert texts is not None and [text.split() for text in texts] == [["a", "b"]]
 
 
 def test_two_tokens_a_line_between_tabs_are_sentences(tmp_path: Path) -> None:
