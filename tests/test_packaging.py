@@ -62,7 +62,7 @@ def test_metadata() -> None:
     said = distribution("flashelmo").metadata
     assert version("flashelmo") == flashelmo.__version__
     assert re.fullmatch(r"\d+\.\d+\.\d+", flashelmo.__version__)
-    assert (said.get("License-Expression") or said.get("License")) == "Apache-2.0"
+    assert (said.get_all("License-Expression") or said.get_all("License")) == ["Apache-2.0"]
     assert set(said.get_all("Provides-Extra") or []) == EXTRAS
     commands = distribution("flashelmo").entry_points.select(group="console_scripts")
     assert {(command.name, command.value) for command in commands} == {("flashelmo", "flashelmo.cli:main")}
