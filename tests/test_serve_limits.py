@@ -185,7 +185,7 @@ def test_a_client_of_http_1_0_gets_no_chunks(model: Path, monkeypatch: pytest.Mo
     asyncio.run(asyncio.wait_for(scene(), 30))
 
 
-@pytest.mark.parametrize(("length", "found"), [("9" * 5000, "9" * 20), ("0" * 5000 + "2001", "2001")])
+@pytest.mark.parametrize(("length", "found"), [("9" * 5000, "9" * 18), ("0" * 5000 + "2001", "2001")])
 def test_a_length_of_thousands_of_digits(length: str, found: str) -> None:
     """Python reads no such number, and not every server refuses it."""
     limits = Limits(body_bytes=2000)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,6 @@ from flashelmo.engine.bulk.shards import INDEX_ROWS, Rows, Shard, shard_name
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.sinks.files import NewFile
 
-TYPES = {"float32": "F32", "float16": "F16"}
 ALIGNMENT = 64  # bytes, of the first tensor
 
 
@@ -29,7 +30,8 @@ class NativeWriter:
 
     def begin(self) -> None:
         """See `ShardWriter`."""
-        self._file.write(_header(self._rows, self._offsets))
+        shape = int(self._offsets[-1]), *self._rows.shape
+        self._file.write(head_of(self._offsets, shape, self._rows.dtype))
         self._file.write(self._offsets.astype("<i8").view(np.uint8))
 
     def write(self, block: Array) -> None:
@@ -75,13 +77,14 @@ class NativeValues:
         return self._values[self._offsets[b] : self._offsets[b + 1]]
 
 
-def _header(rows: Rows, offsets: Int64) -> bytes:
-    """Return a safetensors header: offsets first, so that both are aligned."""
-    shape = [int(offsets[-1]), *rows.shape]
-    end = offsets.nbytes + int(offsets[-1]) * rows.n_bytes
-    entries = {
+def head_of(offsets: Int64, shape: Sequence[int], dtype: str, metadata: Mapping[str, str] | None = None) -> bytes:
+    """Return what a file of safetensors begins with: `offsets` follow, then `values`, so that both are aligned."""
+    n_bytes = np.dtype(dtype).itemsize
+    end = offsets.nbytes + prod(shape) * n_bytes
+    entries: dict[str, Any] = {} if metadata is None else {"__metadata__": metadata}
+    entries |= {
         "offsets": {"dtype": "I64", "shape": [len(offsets)], "data_offsets": [0, offsets.nbytes]},
-        "values": {"dtype": TYPES[rows.dtype], "shape": shape, "data_offsets": [offsets.nbytes, end]},
+        "values": {"dtype": f"F{8 * n_bytes}", "shape": shape, "data_offsets": [offsets.nbytes, end]},
     }
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-(len(text) + 8) % ALIGNMENT)

@@ -20,7 +20,8 @@ from fastapi import Response
 from fastapi.responses import StreamingResponse
 from safetensors.numpy import save
 
-from flashelmo.engine.arrays import Array, Arrays
+from flashelmo.engine.arrays import Array, Arrays, Int64
+from flashelmo.engine.bulk.native_shard import head_of
 from flashelmo.engine.text.sentences import Sentence
 from flashelmo.serve.errors import Refused
 from flashelmo.serve.service import Answer
@@ -85,27 +86,16 @@ def _rows(answer: Answer) -> Iterator[Array]:
     return (each if answer.output.single else np.ascontiguousarray(each.transpose(1, 0, 2)) for each in answer.vectors)
 
 
-def _offsets(answer: Answer) -> Array:
+def _offsets(answer: Answer) -> Int64:
     return np.cumsum([0, *(each.shape[-2] for each in answer.vectors)], dtype=np.int64)
 
 
 def _safetensors_of_tokens(answer: Answer, size: int) -> Response:
     """As safetensors' own `save` has it, but sentence by sentence: all of them together would be there three times."""
     offsets, first = _offsets(answer), answer.vectors[0]
+    shape = int(offsets[-1]), *(() if answer.output.single else first.shape[:1]), size
+    head = head_of(offsets, shape, first.dtype.name, {"tokens": json.dumps(answer.sentences)}) + offsets.tobytes()
     n_bytes = sum(each.nbytes for each in answer.vectors)
-    shape = [int(offsets[-1]), *(() if answer.output.single else first.shape[:1]), size]
-    header = {
-        "__metadata__": {"tokens": json.dumps(answer.sentences)},
-        "offsets": {"dtype": "I64", "shape": offsets.shape, "data_offsets": [0, offsets.nbytes]},
-        "values": {
-            "dtype": f"F{8 * first.itemsize}",
-            "shape": shape,
-            "data_offsets": [offsets.nbytes, offsets.nbytes + n_bytes],
-        },
-    }
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    head = len(text).to_bytes(8, "little") + text + offsets.tobytes()
     pieces = chain([head], (row.tobytes() for row in _rows(answer)))
     return response_of(pieces, n_bytes, SAFETENSORS, {"Content-Length": str(len(head) + n_bytes)})
 

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 from fastapi import Request
 from starlette.datastructures import Headers
 
-from flashelmo.engine.arguments import shown
+from flashelmo.engine.arguments import DIGITS, shown
 from flashelmo.serve.errors import Refused, error_response
 from flashelmo.serve.limits import Limits
 from flashelmo.serve.metrics import Metrics
@@ -25,7 +25,6 @@ Application: TypeAlias = Callable[[Message, Receive, Send], Awaitable[None]]
 
 OPEN_PATHS = {"/", "/health", "/metrics", "/openapi.json", "/v2/health/live", "/v2/health/ready"}
 HELD_BODY_BYTES = 1 << 28  # of bodies that are being received, of all requests together
-LENGTH_DIGITS = 20  # a number of more is that of the first ones, or more
 PIECE_BYTES = 1 << 18  # of an answer that the server holds while a client reads it
 
 logger = logging.getLogger("flashelmo")
@@ -125,7 +124,7 @@ class Guard:
             raise Refused(403, "Sec-Fetch-Site: expected no page of another site, found cross-site")
         length = headers.get("content-length", "")
         if length.isdecimal():
-            n_bytes = int(length.lstrip("0")[:LENGTH_DIGITS] or "0")  # Python reads no numbers of thousands of digits
+            n_bytes = int(length.lstrip("0")[:DIGITS] or "0")  # of more digits it is this, or more
             if n_bytes > self._limits.body_bytes:
                 raise _too_large(self._limits.body_bytes, n_bytes)
 

@@ -17,7 +17,7 @@ from fastapi import FastAPI, Path, Request, Response
 from pydantic import ValidationError
 
 from flashelmo import __version__
-from flashelmo.engine.arguments import shown
+from flashelmo.engine.arguments import is_decimal, shown
 from flashelmo.engine.output import Output
 from flashelmo.engine.text.sentences import Sentence
 from flashelmo.serve.endpoint import embed_inputs
@@ -37,7 +37,6 @@ from flashelmo.serve.tensors import (
     tensors_response,
 )
 
-LENGTH_DIGITS = 18  # more than a body has; Python refuses to read numbers of thousands
 INPUTS = {"text": (1, 2), "tokens": (2, 2)}  # name: fewest and most dimensions
 ERROR = {"description": "Refused.", "content": {JSON: {"example": {"error": "inputs[0].shape: expected, found"}}}}
 ERRORS: dict[int | str, dict[str, Any]] = dict.fromkeys((*STATUSES, 404), ERROR)
@@ -132,7 +131,7 @@ def parse(data: bytes, header_length: str | None) -> Infer:
     """
     n_header = len(data)
     if header_length is not None:
-        if not header_length.isdecimal() or len(header_length) > LENGTH_DIGITS or int(header_length) > len(data):
+        if not is_decimal(header_length) or int(header_length) > len(data):
             raise Refused(422, f"{LENGTH}: expected a number up to {len(data)}, found {header_length!r:.40}")
         n_header = int(header_length)
     try:
