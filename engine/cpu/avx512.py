@@ -18,8 +18,7 @@ from flashelmo.engine.cpu.lstm_c import (
     LINE,
     LOG2_E,
     Bits,
-    Functions,
-    Memory,
+    Team,
     in_blocks,
     in_groups,
     pack,
@@ -64,8 +63,8 @@ class Avx512Runtime:
         self.concurrent_directions = threads > 1
         n_blocks = -(-config.cell_size // LANES)
         self.gates, self.cells = Blocks(n_blocks, len(GATES) * LANES, np.uint16), Blocks(n_blocks, LANES)
-        self._functions, self._memory = Functions(), [Memory() for _ in DIRECTIONS]
-        make_cell = partial(_Cell, config=config, bits=bits, threads=-(-threads // len(DIRECTIONS)))
+        self._teams = [Team(-(-threads // len(DIRECTIONS))) for _ in DIRECTIONS]
+        make_cell = partial(_Cell, config=config, bits=bits)
         cells = list(in_order(make_cell, (cell for layer in weights.lstm for cell in layer), threads))
         self._cells = [cells[at : at + len(DIRECTIONS)] for at in range(0, len(cells), len(DIRECTIONS))]
         tensors = prepare_tensors(config, weights, "float32")
@@ -78,8 +77,9 @@ class Avx512Runtime:
     def input_product(self, layer: int, direction: int, x: Float32, gates: Kept) -> None:
         """Write the input product: x [m, P] -> gates, m rows."""
         cell = self._cells[layer][direction].struct
-        arguments = (len(x), c_int64(_rows(gates)), pointer(np.ascontiguousarray(x)), pointer(gates))
-        self._functions.call("input_product", ctypes.byref(cell), *arguments, self._room(cell, direction, len(x)))
+        x = np.ascontiguousarray(x)
+        arguments = (len(x), c_int64(_rows(gates)), pointer(x), pointer(gates))
+        self._teams[direction].call("input_product", ctypes.byref(cell), *arguments)
 
     def steps(self, steps: LstmSteps) -> None:
         """Do T LSTM steps of n rows."""
@@ -89,19 +89,14 @@ class Avx512Runtime:
         told.parents, told.gate_rows = pointer(steps.parents), pointer(steps.gate_rows)
         told.hidden, told.cells, told.parts = pointer(steps.hidden), pointer(steps.cell), pointer(steps.gates)
         told.new_hidden, told.new_cells = pointer(steps.new_hidden), pointer(steps.new_cell)
-        memory = self._room(cell, steps.direction, n_rows)
-        self._functions.call("run_steps", ctypes.byref(cell), ctypes.byref(told), memory)
-
-    def _room(self, cell: _CellStruct, direction: int, n_rows: int) -> c_void_p:
-        """Return a direction's memory for so many rows."""
-        return self._memory[direction].of(self._functions.n_bytes("memory_bytes", ctypes.byref(cell), n_rows))
+        self._teams[steps.direction].call("run_steps", ctypes.byref(cell), ctypes.byref(told))
 
 
 class _CellStruct(ctypes.Structure):
     """`Cell` in lstm.c."""
 
     _fields_ = [
-        *((name, c_int32) for name in ("n_inputs", "n_cells", "bits", "threads")),
+        *((name, c_int32) for name in ("n_inputs", "n_cells", "bits")),
         *((name, c_float) for name in ("cell_clip", "projection_clip")),
         *((name, c_void_p) for name in ("input", "recurrent", "projection")),
         *((name, c_void_p) for name in ("bias", "input_scale", "recurrent_scale", "projection_scale")),
@@ -123,14 +118,14 @@ class _Steps(ctypes.Structure):
 class _Cell:
     """One direction of a layer, packed; `struct` points into its arrays."""
 
-    def __init__(self, cell: LstmCell, config: ElmoConfig, bits: Bits, threads: int) -> None:
+    def __init__(self, cell: LstmCell, config: ElmoConfig, bits: Bits) -> None:
         self.arrays: Arrays = {"bias": in_blocks(cell.bias * EXPONENTS[:, None])}
         for name, weight in (("input", cell.input_weight), ("recurrent", cell.recurrent_weight)):
             self._add(name, weight, EXPONENTS, bits)
         if cell.projection is not None:  # cells are padded to 64 in 16 bits as in 8
             self._add("projection", in_groups(cell.projection, 2), np.ones(2, np.float32), bits, multiple=LINE)
         clips = (config.cell_clip or 0.0, config.projection_clip or 0.0)
-        self.struct = _CellStruct(config.projection_size, config.cell_size, bits, threads, *clips)
+        self.struct = _CellStruct(config.projection_size, config.cell_size, bits, *clips)
         for name, array in self.arrays.items():
             setattr(self.struct, name, pointer(array))
 

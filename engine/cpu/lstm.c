@@ -21,8 +21,13 @@ and so is each column of the weights. So no sum depends on other rows: a row's b
 */
 
 #include <immintrin.h>
-#include <omp.h>
+#include <limits.h>
+#include <linux/futex.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -34,8 +39,8 @@ enum { LINE = 64, TILE = 1024, ROWS = 32, TOGETHER = 256 };
 #define INLINE static inline __attribute__((always_inline))
 
 typedef struct {
-    int32_t n_inputs, n_cells, bits, threads; /* P, C, 16 or 8 */
-    float cell_clip, projection_clip;         /* 0 for no clip */
+    int32_t n_inputs, n_cells, bits;  /* P, C, 16 or 8 */
+    float cell_clip, projection_clip; /* 0 for no clip */
     const uint8_t *input, *recurrent, *projection; /* of P and P columns of C; no projection if P is C */
     const float *bias, *input_scale, *recurrent_scale; /* [C / 16, 4, 16] */
     const float *projection_scale;                     /* [P / 32, 2, 16] */
@@ -55,6 +60,84 @@ INLINE int groups(int n, int size) { return (n + size - 1) / size; }
 INLINE int at_most(int n, int most) { return n < most ? n : most; }
 INLINE __mmask16 first_of_16(int n) { return n >= 16 ? 0xffff : n > 0 ? (1u << n) - 1 : 0; }
 INLINE uint8_t *line(uint8_t *rows, int n_k, int row) { return rows + (int64_t)(row / 16) * n_k * TILE + row % 16 * LINE; }
+
+/* --------------------------------------------------------------------------------------------------------- threads */
+
+/* Threads that do a call's work together, and the memory that they need: the caller, and others that wait for its next
+call. Whoever waits polls for some 50 us and then sleeps: polling for longer would keep a core from threads that have work,
+such as the other direction's. OpenMP's threads poll for milliseconds. */
+typedef struct Team Team;
+typedef void Work(Team *team, int thread, const void *call);
+
+struct Team {
+    int threads;
+    uint8_t *memory; /* `n_bytes`, aligned to 64 */
+    int64_t n_bytes;
+    Work *work; /* of this call; NULL to end */
+    const void *call;
+    atomic_uint calls, meetings, arrived, sleeping; /* the first two are counters that threads wait for */
+    pthread_t others[];
+};
+
+enum { POLLED_CYCLES = 1 << 17 };
+
+static void wait_while(Team *team, atomic_uint *counter, unsigned value) {
+    for (uint64_t begin = __rdtsc(); __rdtsc() - begin < POLLED_CYCLES; _mm_pause())
+        if (atomic_load(counter) != value) return;
+    atomic_fetch_add(&team->sleeping, 1); /* before the system compares the counter, as `advance` does it the other way round */
+    while (atomic_load(counter) == value) syscall(SYS_futex, counter, FUTEX_WAIT_PRIVATE, value, NULL);
+    atomic_fetch_sub(&team->sleeping, 1);
+}
+
+static void advance(Team *team, atomic_uint *counter) {
+    atomic_fetch_add(counter, 1);
+    if (atomic_load(&team->sleeping)) syscall(SYS_futex, counter, FUTEX_WAKE_PRIVATE, INT_MAX);
+}
+
+/* Returns when all threads are here. */
+static void meet(Team *team) {
+    if (team->threads == 1) return;
+    unsigned meeting = atomic_load(&team->meetings);
+    if ((int)atomic_fetch_add(&team->arrived, 1) < team->threads - 1) {
+        wait_while(team, &team->meetings, meeting);
+        return;
+    }
+    atomic_store(&team->arrived, 0);
+    advance(team, &team->meetings);
+}
+
+/* Does a call's work with so many bytes of memory. Returns whether there is that much. */
+static int do_together(Team *team, int64_t n_bytes, Work *work, const void *call) {
+    if (team->n_bytes < n_bytes) {
+        free(team->memory);
+        team->memory = aligned_alloc(LINE, (n_bytes + LINE - 1) / LINE * LINE);
+        team->n_bytes = team->memory ? n_bytes : 0;
+        if (!team->memory) return 0;
+    }
+    team->work = work, team->call = call;
+    if (team->threads > 1) advance(team, &team->calls);
+    work(team, 0, call);
+    meet(team);
+    return 1;
+}
+
+typedef struct { Team *team; int thread; } Member;
+
+static void *be_member(void *given) {
+    Member member = *(Member *)given;
+    free(given);
+    for (unsigned call = 0;; call++) {
+        wait_while(member.team, &member.team->calls, call);
+        if (!member.team->work) return NULL;
+        member.team->work(member.team, member.thread, member.team->call);
+        meet(member.team);
+    }
+}
+
+/* The first of a thread's share of n things; that of the next thread is the end. */
+INLINE int share(Team *team, int thread, int n) { return (int64_t)n * thread / team->threads; }
+
+#define EACH(i, n) int i = share(team, thread, n), i##_end = share(team, thread + 1, n); i < i##_end; i++
 
 /* -------------------------------------------------------------------------------------------------------- products */
 
@@ -287,33 +370,31 @@ INLINE void narrow_row(int n_k, const uint8_t *from, uint8_t *to, float *scale) 
 
 /* ---------------------------------------------------------------------------------------------------- input product */
 
-INLINE void multiply_inputs(int bits, const Cell *cell, int n, int64_t part_rows, const float *x, bf16 *parts, uint8_t *memory) {
-    const int P = cell->n_inputs, n_k = groups(P * bits / 8, LINE), n_blocks = groups(cell->n_cells, 16);
-    float *scales = (float *)(memory + (int64_t)groups(n, ROWS) * 2 * n_k * TILE);
-    #pragma omp parallel num_threads(cell->threads)
-    {
-        float sums[4 * ROWS * 16] __attribute__((aligned(LINE)));
-        begin_products(n);
-        #pragma omp for schedule(static)
-        for (int row = 0; row < n; row++)
-            store_row(bits, P, n_k, x + (int64_t)row * P, line(memory, n_k, row), scales + row);
-        for (int some = 0; some < n; some += TOGETHER) { /* whose rows stay in the second-level cache */
-            #pragma omp for schedule(static) nowait
-            for (int block = 0; block < n_blocks; block++)
-                for (int first = some; first < at_most(n, some + TOGETHER); first += ROWS) {
-                    const uint8_t *weights = cell->input + (int64_t)block * n_k * 4 * TILE;
-                    int here = at_most(n - first, ROWS);
-                    multiply((Product){bits, here, n_k, 4, line(memory, n_k, first), weights, cell->input_start + block * 64, sums});
-                    for (int i = 0; i < here; i++)
-                        for (int gate = 0; gate < 4; gate++) {
-                            __m512 bias = _mm512_loadu_ps(cell->bias + block * 64 + gate * 16);
-                            __m512 y = sum_of(bits, sums, gate, i, scales[first + i], cell->input_scale + block * 64, bias);
-                            store_bf16(parts + (block * part_rows + first + i) * 64 + gate * 16, y);
-                        }
-                }
-        }
-        end_products();
-    }
+typedef struct { const Cell *cell; int n; int64_t part_rows; const float *x; bf16 *parts; } Inputs;
+
+INLINE void multiply_inputs(int bits, Team *team, int thread, const Inputs *call) {
+    const Cell *cell = call->cell;
+    const int n = call->n, P = cell->n_inputs, n_k = groups(P * bits / 8, LINE), n_blocks = groups(cell->n_cells, 16);
+    uint8_t *rows = team->memory;
+    float *scales = (float *)(rows + (int64_t)groups(n, ROWS) * 2 * n_k * TILE);
+    float sums[4 * ROWS * 16] __attribute__((aligned(LINE)));
+    for (EACH(row, n)) store_row(bits, P, n_k, call->x + (int64_t)row * P, line(rows, n_k, row), scales + row);
+    meet(team);
+    begin_products(n);
+    for (int some = 0; some < n; some += TOGETHER) /* whose rows stay in the second-level cache */
+        for (EACH(block, n_blocks))
+            for (int first = some; first < at_most(n, some + TOGETHER); first += ROWS) {
+                const uint8_t *weights = cell->input + (int64_t)block * n_k * 4 * TILE;
+                int here = at_most(n - first, ROWS);
+                multiply((Product){bits, here, n_k, 4, line(rows, n_k, first), weights, cell->input_start + block * 64, sums});
+                for (int i = 0; i < here; i++)
+                    for (int gate = 0; gate < 4; gate++) {
+                        __m512 bias = _mm512_loadu_ps(cell->bias + block * 64 + gate * 16);
+                        __m512 y = sum_of(bits, sums, gate, i, scales[first + i], cell->input_scale + block * 64, bias);
+                        store_bf16(call->parts + (block * call->part_rows + first + i) * 64 + gate * 16, y);
+                    }
+            }
+    end_products();
 }
 
 /* ------------------------------------------------------------------------------------------------------------ steps */
@@ -341,82 +422,81 @@ INLINE __m512 compute_cells(int bits, const float *sums, int row, float scale, c
     return _mm512_mul_ps(_mm512_sub_ps(squashed, one), _mm512_rcp14_ps(divisor));
 }
 
-INLINE void run(int bits, const Cell *cell, const Steps *steps, uint8_t *memory) {
+typedef struct { const Cell *cell; const Steps *steps; } Run;
+
+INLINE void do_steps(int bits, Team *team, int thread, const Run *call) {
+    const Cell *cell = call->cell;
+    const Steps *steps = call->steps;
     const int P = cell->n_inputs, n = steps->n_rows, n_blocks = groups(cell->n_cells, 16), n_groups = groups(n, ROWS);
     const int n_k = groups(P * bits / 8, LINE), n_u = 2 * groups(cell->n_cells, 64), n_p = n_u * bits / 16;
     const int columns = cell->projection ? groups(P, 32) : 0;
-    uint8_t *hidden = memory, *unprojected = hidden + (int64_t)n_groups * 2 * n_k * TILE; /* in 16 bits */
+    uint8_t *hidden = team->memory, *unprojected = hidden + (int64_t)n_groups * 2 * n_k * TILE; /* in 16 bits */
     uint8_t *multiplied = bits == 16 ? unprojected : unprojected + (int64_t)n_groups * 2 * n_u * TILE;
     float *scales = (float *)(multiplied + (int64_t)n_groups * 2 * n_p * TILE), *u_scales = scales + n_groups * ROWS;
-    #pragma omp parallel num_threads(cell->threads)
-    {
-        float both_sums[2][4 * ROWS * 16] __attribute__((aligned(LINE))); /* of the previous unit and of this one */
-        /* This thread's blocks; a unit of work is 32 rows of a block. */
-        int thread = omp_get_thread_num(), threads = omp_get_num_threads();
-        int first = n_blocks * thread / threads, last = n_blocks * (thread + 1) / threads, n_units = (last - first) * n_groups;
-        Product product = {bits, 0, n_k, 4, 0, 0, 0, 0};
-        begin_products(n);
-        for (int t = 0; t < steps->n_steps; t++) {
-            #pragma omp for schedule(static)
-            for (int row = 0; row < n; row++) {
-                const float *from = t ? steps->new_hidden + ((int64_t)(t - 1) * n + row) * P
-                                      : steps->hidden + (int64_t)steps->parents[row] * P;
-                store_row(bits, P, n_k, from, line(hidden, n_k, row), scales + row);
-                for (int at = n_blocks; at < 2 * n_u; at++)
-                    store_bf16(line(unprojected, n_u, row) + at / 2 * TILE + at % 2 * 32, _mm512_setzero_ps());
-            }
-            for (int unit = 0; unit <= n_units; unit++) { /* products of this one, cells of the previous one */
-                int piece = 0, pieces = 0;
-                if (unit < n_units) {
-                    int group = unit % n_groups;
-                    product.n_rows = at_most(n - group * ROWS, ROWS), product.rows = line(hidden, n_k, group * ROWS);
-                    product.weights = cell->recurrent + (int64_t)(first + unit / n_groups) * n_k * 4 * TILE;
-                    product.start = cell->recurrent_start + (first + unit / n_groups) * 64;
-                    product.sums = both_sums[unit % 2];
-                    pieces = n_pieces(product);
-                }
-                int done = unit ? at_most(n - (unit - 1) % n_groups * ROWS, ROWS) : 0, block = unit ? first + (unit - 1) / n_groups : 0;
-                const float *before = t ? steps->new_cells + block * steps->after_rows * 16
-                                        : steps->cells + block * steps->before_rows * 16;
-                for (int i = 0; i < done; i++) {
-                    int row = (unit - 1) % n_groups * ROWS + i;
-                    int64_t at = steps->gate_rows ? steps->gate_rows[(int64_t)t * n + row] : (int64_t)t * n + row;
-                    __m512 u = compute_cells(bits, both_sums[(unit + 1) % 2], i, scales[row], cell->recurrent_scale + block * 64,
-                                             steps->parts + (block * steps->part_rows + at) * 64,
-                                             before + (int64_t)(t ? row : steps->parents[row]) * 16,
-                                             steps->new_cells + (block * steps->after_rows + row) * 16, cell->cell_clip);
-                    store_bf16(line(unprojected, n_u, row) + block / 2 * TILE + block % 2 * 32, u);
-                    if (!cell->projection)
-                        _mm512_mask_storeu_ps(steps->new_hidden + ((int64_t)t * n + row) * P + block * 16,
-                                              first_of_16(P - block * 16), u);
-                    for (; piece * done < pieces * (i + 1); piece++) do_piece(product, piece);
-                }
-                for (; piece < pieces; piece++) do_piece(product, piece);
-            }
-            #pragma omp barrier
-            if (bits == 8) {
-                #pragma omp for schedule(static)
-                for (int row = 0; row < n; row++)
-                    narrow_row(n_u, line(unprojected, n_u, row), line(multiplied, n_p, row), u_scales + row);
-            }
-            #pragma omp for schedule(static)
-            for (int tile = 0; tile < columns * n_groups; tile++) {
-                int from = tile % n_groups * ROWS, column = tile / n_groups, here = at_most(n - from, ROWS);
-                const uint8_t *weights = cell->projection + (int64_t)column * n_p * 2 * TILE;
-                multiply((Product){bits, here, n_p, 2, line(multiplied, n_p, from), weights,
-                                   cell->projection_start + column * 32, both_sums[0]});
-                for (int half = 0; half < 2; half++)
-                    for (int i = 0; i < here; i++) {
-                        int at = column * 32 + half * 16;
-                        __m512 y = sum_of(bits, both_sums[0], half, i, u_scales[from + i], cell->projection_scale + column * 32,
-                                          _mm512_setzero_ps());
-                        _mm512_mask_storeu_ps(steps->new_hidden + ((int64_t)t * n + from + i) * P + at, first_of_16(P - at),
-                                              clipped(y, cell->projection_clip));
-                    }
-            }
+    float both_sums[2][4 * ROWS * 16] __attribute__((aligned(LINE))); /* of the previous unit and of this one */
+    /* This thread's blocks; a unit of work is 32 rows of a block. */
+    int first = share(team, thread, n_blocks), n_units = (share(team, thread + 1, n_blocks) - first) * n_groups;
+    Product product = {bits, 0, n_k, 4, 0, 0, 0, 0};
+    begin_products(n);
+    for (int t = 0; t < steps->n_steps; t++) {
+        for (EACH(row, n)) {
+            const float *from = t ? steps->new_hidden + ((int64_t)(t - 1) * n + row) * P
+                                  : steps->hidden + (int64_t)steps->parents[row] * P;
+            store_row(bits, P, n_k, from, line(hidden, n_k, row), scales + row);
+            for (int at = n_blocks; at < 2 * n_u; at++)
+                store_bf16(line(unprojected, n_u, row) + at / 2 * TILE + at % 2 * 32, _mm512_setzero_ps());
         }
-        end_products();
+        meet(team);
+        for (int unit = 0; unit <= n_units; unit++) { /* products of this one, cells of the previous one */
+            int piece = 0, pieces = 0;
+            if (unit < n_units) {
+                int group = unit % n_groups;
+                product.n_rows = at_most(n - group * ROWS, ROWS), product.rows = line(hidden, n_k, group * ROWS);
+                product.weights = cell->recurrent + (int64_t)(first + unit / n_groups) * n_k * 4 * TILE;
+                product.start = cell->recurrent_start + (first + unit / n_groups) * 64;
+                product.sums = both_sums[unit % 2];
+                pieces = n_pieces(product);
+            }
+            int done = unit ? at_most(n - (unit - 1) % n_groups * ROWS, ROWS) : 0, block = unit ? first + (unit - 1) / n_groups : 0;
+            const float *before = t ? steps->new_cells + block * steps->after_rows * 16
+                                    : steps->cells + block * steps->before_rows * 16;
+            for (int i = 0; i < done; i++) {
+                int row = (unit - 1) % n_groups * ROWS + i;
+                int64_t at = steps->gate_rows ? steps->gate_rows[(int64_t)t * n + row] : (int64_t)t * n + row;
+                __m512 u = compute_cells(bits, both_sums[(unit + 1) % 2], i, scales[row], cell->recurrent_scale + block * 64,
+                                         steps->parts + (block * steps->part_rows + at) * 64,
+                                         before + (int64_t)(t ? row : steps->parents[row]) * 16,
+                                         steps->new_cells + (block * steps->after_rows + row) * 16, cell->cell_clip);
+                store_bf16(line(unprojected, n_u, row) + block / 2 * TILE + block % 2 * 32, u);
+                if (!cell->projection)
+                    _mm512_mask_storeu_ps(steps->new_hidden + ((int64_t)t * n + row) * P + block * 16,
+                                          first_of_16(P - block * 16), u);
+                for (; piece * done < pieces * (i + 1); piece++) do_piece(product, piece);
+            }
+            for (; piece < pieces; piece++) do_piece(product, piece);
+        }
+        meet(team);
+        if (bits == 8) {
+            for (EACH(row, n)) narrow_row(n_u, line(unprojected, n_u, row), line(multiplied, n_p, row), u_scales + row);
+            meet(team);
+        }
+        for (EACH(tile, columns * n_groups)) {
+            int from = tile % n_groups * ROWS, column = tile / n_groups, here = at_most(n - from, ROWS);
+            const uint8_t *weights = cell->projection + (int64_t)column * n_p * 2 * TILE;
+            multiply((Product){bits, here, n_p, 2, line(multiplied, n_p, from), weights,
+                               cell->projection_start + column * 32, both_sums[0]});
+            for (int half = 0; half < 2; half++)
+                for (int i = 0; i < here; i++) {
+                    int at = column * 32 + half * 16;
+                    __m512 y = sum_of(bits, both_sums[0], half, i, u_scales[from + i], cell->projection_scale + column * 32,
+                                      _mm512_setzero_ps());
+                    _mm512_mask_storeu_ps(steps->new_hidden + ((int64_t)t * n + from + i) * P + at, first_of_16(P - at),
+                                          clipped(y, cell->projection_clip));
+                }
+        }
+        meet(team);
     }
+    end_products();
 }
 
 /* ------------------------------------------------------------------------------------------------------------ words */
@@ -424,7 +504,7 @@ INLINE void run(int bits, const Cell *cell, const Steps *steps, uint8_t *memory)
 enum { AS_IT_IS, RELU, TANH }; /* what is done to sums */
 
 typedef struct {
-    int32_t n_rows, n_inputs, n_outputs, threads;
+    int32_t n_rows, n_inputs, n_outputs;
     int32_t activation, together; /* consecutive rows of which only the largest sums are kept, as a word's positions */
     int32_t is_highway;           /* per 32 columns, the transformed ones, then their gates */
     const float *x, *bias;        /* [n, K]; [N / 16] of the sums' columns, [16] each */
@@ -472,39 +552,67 @@ INLINE void finish_rows(const Layer *layer, int block, int first, int here, cons
     }
 }
 
-/* --------------------------------------------------------------------------------------------------- entry points */
-
-/* Returns the bytes of memory that a layer needs, aligned to 64. */
-int64_t layer_bytes(const Layer *layer) {
-    return (int64_t)groups(layer->n_rows, ROWS) * 2 * groups(layer->n_inputs * 2, LINE) * TILE;
-}
-
-/* Runs a layer of the words' network, in 16 bits: [n, K] -> [n / together, N]. */
-void run_layer(const Layer *layer, uint8_t *memory) {
+static void do_layer(Team *team, int thread, const void *call) {
+    const Layer *layer = call;
+    uint8_t *rows = team->memory;
     const int K = layer->n_inputs, n = layer->n_rows, n_k = groups(K * 2, LINE);
     const int n_blocks = groups(layer->n_outputs, layer->is_highway ? 32 : 64);
     const int words = 16 * layer->together, some = words < TOGETHER ? TOGETHER / words * words : words; /* in whole tiles */
-    #pragma omp parallel num_threads(layer->threads)
-    {
-        float sums[4 * ROWS * 16] __attribute__((aligned(LINE))), scale;
-        begin_products(n);
-        #pragma omp for schedule(static)
-        for (int row = 0; row < n; row++)
-            store_row(16, K, n_k, layer->x + (int64_t)row * K, line(memory, n_k, row), &scale);
-        for (int from = 0; from < n; from += some) {
-            #pragma omp for schedule(static) nowait
-            for (int block = 0; block < n_blocks; block++) {
-                __m512 largest[4];
-                for (int first = from; first < at_most(n, from + some); first += ROWS) {
-                    int here = at_most(at_most(n, from + some) - first, ROWS);
-                    const uint8_t *weights = layer->weights + (int64_t)block * n_k * 4 * TILE;
-                    multiply((Product){16, here, n_k, 4, line(memory, n_k, first), weights, 0, sums});
-                    finish_rows(layer, block, first, here, sums, largest);
-                }
+    float sums[4 * ROWS * 16] __attribute__((aligned(LINE))), scale;
+    for (EACH(row, n)) store_row(16, K, n_k, layer->x + (int64_t)row * K, line(rows, n_k, row), &scale);
+    meet(team);
+    begin_products(n);
+    for (int from = 0; from < n; from += some)
+        for (EACH(block, n_blocks)) {
+            __m512 largest[4];
+            for (int first = from; first < at_most(n, from + some); first += ROWS) {
+                int here = at_most(at_most(n, from + some) - first, ROWS);
+                const uint8_t *weights = layer->weights + (int64_t)block * n_k * 4 * TILE;
+                multiply((Product){16, here, n_k, 4, line(rows, n_k, first), weights, 0, sums});
+                finish_rows(layer, block, first, here, sums, largest);
             }
         }
-        end_products();
+    end_products();
+}
+
+/* --------------------------------------------------------------------------------------------------- entry points */
+
+/* Those that compute return whether there is enough memory. */
+
+/* Returns a team of so many threads, or of fewer if the system gives no more; NULL if there is no memory for it. */
+Team *make_team(int threads) {
+    Team *team = calloc(1, sizeof(Team) + threads * sizeof(pthread_t));
+    if (!team) return NULL;
+    sigset_t all, before; /* signals are for the program's own threads */
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    for (team->threads = 1; team->threads < threads; team->threads++) {
+        Member *member = malloc(sizeof(Member));
+        if (!member) break;
+        *member = (Member){team, team->threads};
+        if (pthread_create(team->others + team->threads, NULL, be_member, member)) {
+            free(member);
+            break;
+        }
     }
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return team;
+}
+
+/* Ends a team's threads. */
+void end_team(Team *team) {
+    team->work = NULL;
+    advance(team, &team->calls);
+    for (int thread = 1; thread < team->threads; thread++) pthread_join(team->others[thread], NULL);
+    free(team->memory);
+    free(team);
+}
+
+
+/* Runs a layer of the words' network, in 16 bits: [n, K] -> [n / together, N]. */
+int run_layer(Team *team, const Layer *layer) {
+    int64_t n_bytes = (int64_t)groups(layer->n_rows, ROWS) * 2 * groups(layer->n_inputs * 2, LINE) * TILE;
+    return do_together(team, n_bytes, do_layer, layer);
 }
 
 /* Asks Linux for the tiles; returns 0 if the processor has them and Linux grants them to this process. */
@@ -516,20 +624,25 @@ int ask_for_tiles(void) {
 #endif
 }
 
-/* Returns the bytes of memory that n rows need in either function, aligned to 64. */
-int64_t memory_bytes(const Cell *cell, int n) {
+/* Returns the bytes of memory that n rows need in either of the following functions. */
+static int64_t memory_bytes(const Cell *cell, int n) {
     int n_k = groups(cell->n_inputs * cell->bits / 8, LINE), n_u = 2 * groups(cell->n_cells, 64), n_groups = groups(n, ROWS);
     return (int64_t)n_groups * (2 * TILE * (n_k + n_u + (cell->bits == 8 ? n_u / 2 : 0)) + 2 * ROWS * 4);
 }
 
+static void input_product_8(Team *team, int thread, const void *call) { multiply_inputs(8, team, thread, call); }
+static void input_product_16(Team *team, int thread, const void *call) { multiply_inputs(16, team, thread, call); }
+static void steps_8(Team *team, int thread, const void *call) { do_steps(8, team, thread, call); }
+static void steps_16(Team *team, int thread, const void *call) { do_steps(16, team, thread, call); }
+
 /* Computes the gates' non-recurrent part: x [n, P] -> parts, n of `part_rows` rows. */
-void input_product(const Cell *cell, int n, int64_t part_rows, const float *x, bf16 *parts, uint8_t *memory) {
-    if (cell->bits == 8) multiply_inputs(8, cell, n, part_rows, x, parts, memory);
-    else multiply_inputs(16, cell, n, part_rows, x, parts, memory);
+int input_product(Team *team, const Cell *cell, int n, int64_t part_rows, const float *x, bf16 *parts) {
+    Work *work = cell->bits == 8 ? input_product_8 : input_product_16;
+    return do_together(team, memory_bytes(cell, n), work, &(Inputs){cell, n, part_rows, x, parts});
 }
 
 /* Does T steps of the same n rows. */
-void run_steps(const Cell *cell, const Steps *steps, uint8_t *memory) {
-    if (cell->bits == 8) run(8, cell, steps, memory);
-    else run(16, cell, steps, memory);
+int run_steps(Team *team, const Cell *cell, const Steps *steps) {
+    Work *work = cell->bits == 8 ? steps_8 : steps_16;
+    return do_together(team, memory_bytes(cell, steps->n_rows), work, &(Run){cell, steps});
 }

@@ -10,9 +10,10 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from ctypes import c_int64, c_void_p
+from ctypes import c_void_p
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -22,9 +23,8 @@ import numpy.typing as npt
 
 from flashelmo.engine.arrays import Array, Float32
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.forks import is_forked
+from flashelmo.engine.forks import InEachProcess
 from flashelmo.engine.processor import cpu_flags
-from flashelmo.engine.threads import Background
 
 Bits = Literal[8, 16]
 
@@ -52,41 +52,36 @@ def why_not(bits: Bits) -> str:
     return ""
 
 
-class Functions:
-    """The library's functions, which any process may call.
+class Team:
+    """Threads that do the library's calls, one call at a time, and the memory that they need.
+
+    Args:
+        threads: how many; the system may give fewer.
 
     Raises:
-        FlashElmoError: no compiler on this machine can compile it.
+        FlashElmoError: no compiler on this machine can compile the library.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, threads: int) -> None:
         self._library = library()
-
-    def n_bytes(self, function: str, *arguments: Any) -> int:
-        """Call a function that counts bytes, and return the count."""
-        count: int = getattr(self._library, function)(*arguments)
-        return count
+        self._in_process = InEachProcess(partial(_Threads, self._library, threads))
 
     def call(self, function: str, *arguments: Any) -> None:
-        """Call a function. A forked process lacks OpenMP's threads: there, a new thread calls, which starts its own."""
-        call = partial(getattr(self._library, function), *arguments)
-        if is_forked():
-            Background(call).result()
-        else:
-            call()
+        """Call a function of the library."""
+        threads = self._in_process()
+        if not getattr(self._library, function)(threads.address, *arguments):
+            raise MemoryError(f"{function}: not enough memory")
 
 
-class Memory:
-    """Memory that successive calls reuse."""
+class _Threads:
+    """A `Team` of lstm.c at an address, ended with this object."""
 
-    def __init__(self) -> None:
-        self._bytes = aligned(0, np.uint8)
-
-    def of(self, n_bytes: int) -> c_void_p:
-        """Return at least so many bytes, aligned to 64."""
-        if self._bytes.size < n_bytes:
-            self._bytes = aligned(n_bytes, np.uint8)
-        return pointer(self._bytes)
+    def __init__(self, of: ctypes.CDLL, threads: int) -> None:
+        address = of.make_team(threads)
+        if address is None:
+            raise MemoryError("make_team: not enough memory")
+        self.address = c_void_p(address)
+        weakref.finalize(self, of.end_team, self.address).atexit = False  # the process ends them, even during a call
 
 
 def library() -> ctypes.CDLL:
@@ -122,7 +117,7 @@ def compiled(flags: Sequence[str]) -> ctypes.CDLL:
         FlashElmoError: there is no compiler, or none that can compile it.
     """
     compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
-    options = ["-O3", "-fopenmp", "-shared", "-fPIC", "-mfma"]
+    options = ["-O3", "-pthread", "-shared", "-fPIC", "-mfma"]
     options += [f"-m{flag.replace('_', '' if flag.startswith('avx') else '-')}" for flag in flags]
     name = hashlib.sha256(SOURCE.read_bytes() + " ".join(compiler + options).encode()).hexdigest()[:16]
     problem = ""
@@ -133,8 +128,7 @@ def compiled(flags: Sequence[str]) -> ctypes.CDLL:
         except OSError as error:
             problem = f"{path}: {error.strerror or error}"
             continue
-        for function in (found.memory_bytes, found.layer_bytes):
-            function.restype = c_int64
+        found.make_team.restype = c_void_p
         return found
     raise FlashElmoError(problem)
 
@@ -177,10 +171,10 @@ def _compile(command: Sequence[str], path: Path) -> None:
                 check=False,
             )
         except (OSError, subprocess.TimeoutExpired):
-            raise FlashElmoError(f"expected a C compiler with OpenMP, found none that works: {command[0]}") from None
+            raise FlashElmoError(f"expected a C compiler, found none that works: {command[0]}") from None
         if done.returncode:
             said = next((line for line in done.stderr.splitlines() if "error" in line), "it failed")
-            raise FlashElmoError(f"expected a C compiler with OpenMP, found {command[0]}: {said.strip()}")
+            raise FlashElmoError(f"expected a C compiler, found {command[0]}: {said.strip()}")
         with made.open("r+b") as file:
             file.write(hashlib.sha256(file.read()).digest())  # at the end, which the system's loader ignores
             file.flush()

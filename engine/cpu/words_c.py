@@ -8,7 +8,7 @@ from ctypes import c_int32, c_void_p
 import numpy as np
 
 from flashelmo.engine.arrays import Float32, Int32, Int64
-from flashelmo.engine.cpu.lstm_c import LOG2_E, Functions, Memory, in_blocks, in_groups, pack, pointer, to_bfloat16
+from flashelmo.engine.cpu.lstm_c import LOG2_E, Team, in_blocks, in_groups, pack, pointer, to_bfloat16
 from flashelmo.engine.graph.builder import Tensors
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import ElmoWeights
@@ -30,11 +30,11 @@ class CharCnn:
     def __init__(self, config: ElmoConfig, weights: ElmoWeights, tensors: Tensors, threads: int) -> None:
         self._characters: Float32 = tensors["characters"]
         self._embedding = weights.word_embedding
-        self._functions, self._memory = Functions(), Memory()
+        self._team = Team(threads)
 
         def dense(weight: Float32, bias: Float32, activation: str = "") -> _Layer:
             groups = in_groups(weight, GROUPS), in_groups(bias[None], GROUPS)
-            return _Layer(*groups, weight.shape[1], threads, ACTIVATIONS[activation])
+            return _Layer(*groups, weight.shape[1], ACTIVATIONS[activation])
 
         self._convolutions = dense(tensors["convolutions"], tensors["convolutions.bias"], config.activation)
         self._layers = []
@@ -42,7 +42,7 @@ class CharCnn:
             parts = (layer.transform.weight, layer.gate.weight * -LOG2_E)
             biases = (layer.transform.bias[None], layer.gate.bias[None] * -LOG2_E)
             weight, bias = (np.concatenate([in_groups(each, 2) for each in pair]) for pair in (parts, biases))
-            self._layers.append(_Layer(weight, bias, len(layer.gate.bias), threads, is_highway=True))
+            self._layers.append(_Layer(weight, bias, len(layer.gate.bias), is_highway=True))
         self._projection = (
             None if weights.projection is None else dense(weights.projection.weight, weights.projection.bias)
         )
@@ -69,8 +69,7 @@ class CharCnn:
         y = np.empty((len(x) // together, layer.struct.n_outputs), np.float32)
         told = layer.struct
         told.n_rows, told.n_inputs, told.together, told.x, told.y = *x.shape, together, pointer(x), pointer(y)
-        memory = self._memory.of(self._functions.n_bytes("layer_bytes", ctypes.byref(told)))
-        self._functions.call("run_layer", ctypes.byref(told), memory)
+        self._team.call("run_layer", ctypes.byref(told))
         return y
 
 
@@ -78,7 +77,7 @@ class _LayerStruct(ctypes.Structure):
     """`Layer` in lstm.c."""
 
     _fields_ = [
-        *((name, c_int32) for name in ("n_rows", "n_inputs", "n_outputs", "threads")),
+        *((name, c_int32) for name in ("n_rows", "n_inputs", "n_outputs")),
         *((name, c_int32) for name in ("activation", "together", "is_highway")),
         *((name, c_void_p) for name in ("x", "bias", "weights", "y")),
     ]
@@ -92,10 +91,9 @@ class _Layer:
         weight: Float32,
         bias: Float32,
         n_outputs: int,
-        threads: int,
         activation: int = 0,
         is_highway: bool = False,
     ) -> None:
         self._bias, self._weights = in_blocks(bias[:, 0]), pack(to_bfloat16(weight))
-        self.struct = _LayerStruct(0, 0, n_outputs, threads, activation, 1, is_highway)
+        self.struct = _LayerStruct(0, 0, n_outputs, activation, 1, is_highway)
         self.struct.bias, self.struct.weights = pointer(self._bias), pointer(self._weights)
