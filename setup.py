@@ -90,7 +90,7 @@ setup(
     package_data={
         "flashelmo": ["py.typed"],
         "flashelmo.serve": ["page.html"],
-        "flashelmo.engine.cpu": ["*.c"],
+        "flashelmo.engine.cpu": ["*.c", "*.h"],
         "flashelmo.engine.cuda": ["*.c"],
         "flashelmo.kernels": ["*.c"],
         "flashelmo.benchmarks.kernels": ["*.c"],

@@ -305,7 +305,7 @@ def test_structures_are_those_of_the_source() -> None:
     from flashelmo.engine.cpu.avx512 import _CellStruct, _Steps
     from flashelmo.engine.cpu.words_c import _LayerStruct
 
-    source = lstm_c.SOURCE.read_text(encoding="utf-8")
+    source = "".join(source.read_text(encoding="utf-8") for source in lstm_c.SOURCES)
     structures: dict[str, type[ctypes.Structure]] = {"Cell": _CellStruct, "Steps": _Steps, "Layer": _LayerStruct}
     for name, structure in structures.items():
         body = source.partition(f"}} {name};")[0].rpartition("typedef struct {")[2]

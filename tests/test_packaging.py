@@ -47,7 +47,7 @@ def test_every_module_is_installed(root: Path) -> None:
         assert spec is not None and spec.origin is not None, f"setup.py does not map {folder}"
         installed = Path(spec.origin).parent
         files = {path.relative_to(folder) for path in folder.rglob("*.py")}
-        sources = files | {path.relative_to(folder) for path in folder.rglob("*.c")}
+        sources = files | {path.relative_to(folder) for path in folder.rglob("*.[ch]")}
         assert sources <= {path.relative_to(installed) for path in installed.rglob("*.*")}
         for inner in {path.parent for path in files}:
             assert inner / "__init__.py" in files, f"{folder / inner} has no __init__.py, so no wheel would hold it"

@@ -1,4 +1,4 @@
-"""`lstm.c`, compiled where it runs, and its weights, packed as it reads them."""
+"""`lstm.c`, `words.c` and `team.c`, compiled where they run, and weights, packed as they read them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from flashelmo.engine.processor import cpu_flags
 
 Bits = Literal[8, 16]
 
-SOURCE = Path(__file__).with_name("lstm.c")
+SOURCES = sorted(Path(__file__).parent.glob("*.[ch]"))
 BASE = ("avx512f", "avx512bw", "avx512dq", "avx512vl")
 PRODUCTS = {8: "avx512_vnni", 16: "avx512_bf16"}
 TILES = ("amx_tile", "amx_bf16", "amx_int8")
@@ -74,7 +74,7 @@ class Team:
 
 
 class _Threads:
-    """A `Team` of lstm.c at an address, ended with this object."""
+    """A `Team` of team.h at an address, ended with this object."""
 
     def __init__(self, of: ctypes.CDLL, threads: int) -> None:
         address = of.make_team(threads)
@@ -85,7 +85,7 @@ class _Threads:
 
 
 def library() -> ctypes.CDLL:
-    """Return the functions of `lstm.c`, with tiles where processor and system provide them.
+    """Return the functions of these sources, with tiles where processor and system provide them.
 
     Raises:
         FlashElmoError: no compiler on this machine can compile it.
@@ -119,7 +119,9 @@ def compiled(flags: Sequence[str]) -> ctypes.CDLL:
     compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
     options = ["-O3", "-pthread", "-shared", "-fPIC", "-mfma"]
     options += [f"-m{flag.replace('_', '' if flag.startswith('avx') else '-')}" for flag in flags]
-    name = hashlib.sha256(SOURCE.read_bytes() + " ".join(compiler + options).encode()).hexdigest()[:16]
+    name = hashlib.sha256(
+        b"".join(source.read_bytes() for source in SOURCES) + " ".join(compiler + options).encode()
+    ).hexdigest()[:16]
     problem = ""
     for folder in _folders():
         path = folder / f"lstm-{name}.so"
@@ -164,7 +166,7 @@ def _compile(command: Sequence[str], path: Path) -> None:
         made = Path(folder) / path.name
         try:
             done = subprocess.run(
-                [*command, str(SOURCE), "-o", str(made)],
+                [*command, *(str(source) for source in SOURCES if source.suffix == ".c"), "-o", str(made)],
                 capture_output=True,
                 text=True,
                 timeout=COMPILE_SECONDS,
@@ -183,7 +185,7 @@ def _compile(command: Sequence[str], path: Path) -> None:
 
 
 def pack(numbers: Array, multiple: int = 0) -> Array:
-    """Return matrices [groups, K, N] as `lstm.c` reads them: [N / 16, K / k, groups, 16, 16, 4 bytes].
+    """Return matrices [groups, K, N] as products.h describes them: [N / 16, K / k, groups, 16, 16, 4 bytes].
 
     Args:
         numbers: 8-bit integers, or the bits of bfloat16.

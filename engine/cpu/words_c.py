@@ -1,4 +1,4 @@
-"""Words to vectors in 16 bits by `lstm.c`: the characters' convolutions, highways and projection."""
+"""Words to vectors in 16 bits by `words.c`: the characters' convolutions, highways and projection."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class CharCnn:
 
 
 class _LayerStruct(ctypes.Structure):
-    """`Layer` in lstm.c."""
+    """`Layer` in words.c."""
 
     _fields_ = [
         *((name, c_int32) for name in ("n_rows", "n_inputs", "n_outputs")),
