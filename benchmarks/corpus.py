@@ -30,9 +30,6 @@ from flashelmo.benchmarks.tasks import DATA, judged_sentences
 from flashelmo.engine.errors import FlashElmoError
 
 HELDOUT = "heldout.txt"
-VOCABULARY_FILE = "vocab.txt"  # of a model's softmax
-SPECIAL = ("<S>", "</S>", "<UNK>")  # its first words
-BEGIN, END, UNKNOWN = range(3)
 ONE_IN = 100  # lines is held out
 SHORTEST = 5  # words of a sentence to look for inside lines
 
@@ -125,21 +122,6 @@ def sentences_of(paths: Iterable[Path]) -> Iterator[list[str]]:
     for path in paths:
         with path.open(encoding="utf-8") as file:
             yield from (line.split() for line in file)
-
-
-def read_vocabulary(path: Path) -> dict[str, int]:
-    """Return each word's row in a file of one word per line, as models' vocabularies are.
-
-    Raises:
-        FlashElmoError: it does not begin with <S>, </S> and <UNK>, or repeats a word.
-    """
-    words = [line.strip() for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
-    if tuple(words[:3]) != SPECIAL:
-        raise FlashElmoError(f"{path}: expected {', '.join(SPECIAL)} in the first lines, found {words[:3]}")
-    rows = {word: row for row, word in enumerate(words)}
-    if len(rows) < len(words):
-        raise FlashElmoError(f"{path}: expected every word once, found {len(words) - len(rows)} twice")
-    return rows
 
 
 def _written(path: Path, lines: Sequence[str], note: str) -> Row:

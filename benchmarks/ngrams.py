@@ -20,23 +20,16 @@ from typing import NamedTuple
 import numpy as np
 from rich.console import Console
 
-from flashelmo.benchmarks.corpus import (
-    BEGIN,
-    END,
-    HELDOUT,
-    UNKNOWN,
-    VOCABULARY_FILE,
-    read_vocabulary,
-    sentences_of,
-    training_texts,
-)
+from flashelmo.benchmarks.corpus import HELDOUT, sentences_of, training_texts
 from flashelmo.benchmarks.results import Row, new_results
 from flashelmo.benchmarks.run import Job, Suite, run_jobs
-from flashelmo.benchmarks.senses.precisions import DIRECTIONS, Softmax, perplexity_rows
+from flashelmo.benchmarks.senses.precisions import DIRECTIONS, perplexity_rows, softmax_of
 from flashelmo.benchmarks.senses.vectors import embed_with, models
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.engine.arrays import Float64, Int64
 from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.training.corpus import BEGIN, END, UNKNOWN, read_vocabulary
+from flashelmo.engine.training.softmax_files import VOCABULARY_FILE
 
 DISCOUNTS = 3  # of n-grams that are counted once, twice, and more often
 
@@ -178,7 +171,8 @@ def measure(settings: Settings) -> list[Row]:
     corpus, path = _corpus(settings), settings.vocabulary
     if path is None and not settings.models:
         raise FlashElmoError("--vocabulary: expected one, or models that have one, found neither")
-    row_of = read_vocabulary(path or Path(settings.models[0]) / VOCABULARY_FILE)
+    words = read_vocabulary(path or Path(settings.models[0]) / VOCABULARY_FILE)
+    row_of = {word: row for row, word in enumerate(words)}
     texts, heldout, rows = training_texts(corpus), list(sentences_of([corpus / HELDOUT])), []
     for direction in DIRECTIONS:
         backward = direction == "backward"
@@ -199,9 +193,9 @@ def measure_models(settings: Settings) -> list[Row]:
     """Measure, on the same predictions, the perplexities of models with a softmax."""
     heldout = [tokens for tokens in sentences_of([_corpus(settings) / HELDOUT]) if tokens]
     rows: list[Row] = []
-    for (name, model), path in zip(models(settings).items(), settings.models, strict=True):
+    for name, model in models(settings).items():
         embed = embed_with(model, settings, keep_sentence_boundaries=True)
-        rows += perplexity_rows(Row("ngrams", "", name, "perplexity"), embed, heldout, Softmax.beside(Path(path)))
+        rows += perplexity_rows(Row("ngrams", "", name, "perplexity"), embed, heldout, softmax_of(model))
     return rows
 
 

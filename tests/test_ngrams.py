@@ -9,11 +9,11 @@ from safetensors.numpy import save_file
 from tiny_models import MODELS
 
 from flashelmo.benchmarks import __main__ as command
-from flashelmo.benchmarks.corpus import BEGIN, END, UNKNOWN, read_vocabulary
 from flashelmo.benchmarks.ngrams import Ngrams, Text
 from flashelmo.benchmarks.results import Results
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints.native import write_native
+from flashelmo.engine.training.corpus import BEGIN, END, UNKNOWN
 
 WORDS = ["<S>", "</S>", "<UNK>", "a", "b", "c", "d"]
 ROWS = {word: row for row, word in enumerate(WORDS)}
@@ -114,11 +114,6 @@ def test_every_word_and_the_end_are_predicted(tmp_path: Path) -> None:
     assert rows[-1].median == rows[-2].median == 7  # of seven words alike
 
 
-def test_other_vocabularies_get_one_line(tmp_path: Path) -> None:
-    path = tmp_path / "vocab.txt"
-    for text, line in (("a\nb\n", "expected <S>, </S>, <UNK> in the first"), ("<S>\n</S>\n<UNK>\na\na\n", "1 twice")):
-        path.write_text(text, "utf-8")
-        with pytest.raises(FlashElmoError, match=line):
-            read_vocabulary(path)
+def test_no_sentence_gets_one_line() -> None:
     with pytest.raises(FlashElmoError, match="expected sentences, found none"):
         Text.of([[]], ROWS)

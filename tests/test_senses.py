@@ -21,12 +21,14 @@ from flashelmo.benchmarks.senses.nearest import (
     shares,
     without_shared_words,
 )
-from flashelmo.benchmarks.senses.precisions import Softmax, losses
+from flashelmo.benchmarks.senses.precisions import losses, softmax_of
 from flashelmo.benchmarks.senses.suite import progress_of
 from flashelmo.benchmarks.senses.vectors import around
 from flashelmo.benchmarks.tasks import Example, Word
 from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.model.checkpoints import load_model
 from flashelmo.engine.model.checkpoints.native import write_native
+from flashelmo.engine.training.softmax_files import Softmax
 
 SENTENCES = (
     ("a", "he cast a line into the deep lake", 3),
@@ -114,11 +116,11 @@ def test_snapshots_tell_how_far_they_are(tmp_path: Path) -> None:
         progress_of(Path("run2/last"))
 
 
-def test_perplexity_is_by_the_states_before_and_behind() -> None:
+def test_perplexity_is_by_the_states_before_and_behind(tmp_path: Path) -> None:
     rng = np.random.default_rng(5)
     vectors = [rng.standard_normal((3, n + 2, 8)).astype(np.float32) for n in (3, 1)]
     weight, bias = rng.standard_normal((6, 4)).astype(np.float32), rng.standard_normal(6).astype(np.float32)
-    softmax = Softmax(weight, bias, {"<S>": 0, "</S>": 1, "<UNK>": 2, "a": 3, "b": 4, "c": 5})
+    softmax = Softmax(weight, bias, ["<S>", "</S>", "<UNK>", "a", "b", "c"])
     forward, backward = losses(lambda _: iter(vectors), [["a", "x", "b"], ["c"]], softmax)
 
     def loss(state: np.ndarray[Any, Any], row: int) -> float:
@@ -134,6 +136,9 @@ def test_perplexity_is_by_the_states_before_and_behind() -> None:
         loss(v[-1, k + 1, 4:], row[k]) for v, row in zip(vectors, ids, strict=True) for k in range(len(row) - 1)
     ]
     np.testing.assert_allclose(backward, expected, rtol=1e-5)
+    write_native(MODELS["skip"], tmp_path / "model")
+    with pytest.raises(FlashElmoError, match=r"expected softmax\.safetensors with vocab\.txt beside it .*, found none"):
+        softmax_of(load_model(tmp_path / "model"))
 
 
 @pytest.fixture

@@ -13,11 +13,11 @@ from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from flashelmo.benchmarks.corpus import BEGIN, END, HELDOUT, UNKNOWN, VOCABULARY_FILE, read_vocabulary, sentences_of
+from flashelmo.benchmarks.corpus import HELDOUT, sentences_of
 from flashelmo.benchmarks.results import Row
 from flashelmo.benchmarks.senses.contest import CHARACTERS, UNIT, Contest
 from flashelmo.benchmarks.senses.vectors import embed_with
@@ -28,8 +28,9 @@ from flashelmo.engine.choice import has_cuda_card
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.precision import precisions_on
+from flashelmo.engine.training.corpus import BEGIN, END, UNKNOWN
+from flashelmo.engine.training.softmax_files import SOFTMAX_FILE, VOCABULARY_FILE, Softmax, find_softmax
 
-SOFTMAX_FILE = "softmax.safetensors"
 DIRECTIONS = ("forward", "backward")
 AT_ONCE = 1 << 25  # logits that are in memory
 Way: TypeAlias = Callable[[ElmoModel], AbstractContextManager[Embed]]
@@ -59,9 +60,10 @@ def measure_perplexity(contest: Contest) -> list[Row]:
     sentences = list(islice(sentences_of([settings.corpus / HELDOUT]), settings.heldout))
     sentences = [tokens for tokens in sentences if tokens]
     rows = []
-    for (name, model), path in zip(contest.models.items(), settings.models, strict=True):
-        softmax = Softmax.beside(Path(path))
-        n_known = sum(token in softmax.row_of for tokens in sentences for token in tokens)
+    for name, model in contest.models.items():
+        softmax = softmax_of(model)
+        known = set(softmax.words)
+        n_known = sum(token in known for tokens in sentences for token in tokens)
         n = sum(map(len, sentences))
         note = f"{n + len(sentences):,} predictions, of which {n - n_known:,} of <UNK>; {len(softmax.bias):,} words"
         for way, make in ways(settings, keep_sentence_boundaries=True).items():
@@ -110,27 +112,12 @@ def _exported(settings: Settings, precision: Any, model: ElmoModel) -> Iterator[
 # ------------------------------------------------------------------------------------------------------- perplexity
 
 
-class Softmax(NamedTuple):
-    """weight [V, P], bias [V], and each word's row."""
-
-    weight: Float32
-    bias: Float32
-    row_of: Mapping[str, int]
-
-    @classmethod
-    def beside(cls, folder: Path) -> Softmax:
-        """Return the softmax in a model's folder.
-
-        Raises:
-            FlashElmoError: there is none.
-        """
-        from safetensors.numpy import load_file
-
-        if not (folder / SOFTMAX_FILE).is_file():
-            raise FlashElmoError(f"{folder}: expected {SOFTMAX_FILE} with {VOCABULARY_FILE} for perplexity, found none")
-        tensors = load_file(folder / SOFTMAX_FILE)
-        weight, bias = (tensors[name].astype(np.float32) for name in ("weight", "bias"))
-        return cls(weight, bias, read_vocabulary(folder / VOCABULARY_FILE))
+def softmax_of(model: ElmoModel) -> Softmax:
+    """Return the softmax of a trained model; FlashElmoError if there is none."""
+    if (found := find_softmax(model)) is None:
+        expected = f"expected {SOFTMAX_FILE} with {VOCABULARY_FILE} beside it for perplexity"
+        raise FlashElmoError(f"{model.path}: {expected}, found none")
+    return found
 
 
 def perplexity_rows(row: Row, embed: Embed, sentences: Sequence[list[str]], softmax: Softmax) -> list[Row]:
@@ -146,12 +133,13 @@ def losses(embed: Embed, sentences: Sequence[list[str]], softmax: Softmax) -> tu
         embed: also gives the boundaries' vectors, [L, T + 2, 2P].
     """
     forward, backward, targets = [], [], []
+    row_of = {word: row for row, word in enumerate(softmax.words)}
     for tokens, vectors in zip(sentences, embed(sentences), strict=True):
         size = vectors.shape[-1] // 2
         top = vectors[-1].astype(np.float32)
         forward.append(top[:-1, :size])
         backward.append(top[1:, size:])
-        targets.append([BEGIN, *(softmax.row_of.get(token, UNKNOWN) for token in tokens), END])
+        targets.append([BEGIN, *(row_of.get(token, UNKNOWN) for token in tokens), END])
     ahead = np.concatenate([ids[1:] for ids in targets]), np.concatenate([ids[:-1] for ids in targets])
     return tuple(  # type: ignore[return-value]
         _losses(np.concatenate(hidden), ids, softmax) for hidden, ids in zip((forward, backward), ahead, strict=True)
