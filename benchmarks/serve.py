@@ -1,9 +1,9 @@
 """The service under load, on this machine alone: clients, server and worker share its cores.
 
-`--only throughput` compares different numbers of clients, of one sentence each, with the engine in windows of that many
-sentences, and also gives the processor time per request. `--only latency` gives the quantiles by the number of clients,
-each of which sends its next request as soon as it is answered; they are also drawn as a plot beside the results.
-`--only memory` watches the server's memory over many requests. The number of requests is limited in each.
+`--only load` compares different numbers of clients, of one sentence each, with the engine in windows of that many
+sentences. Each client sends its next request as soon as it is answered. The processor time per request is given too, and
+quantiles of how long one takes, which are also drawn as a plot beside the results. `--only memory` watches the server's
+memory over many requests.
 """
 
 from __future__ import annotations
@@ -156,8 +156,10 @@ def under_load(subject: Subject, settings: Settings) -> Iterator[tuple[Served, W
         yield server, subject.pool.worker(Clients, text[:MOST_SENTENCES]), text[:MOST_SENTENCES], source
 
 
-def measure_throughput(subject: Subject, settings: Settings) -> list[Row]:
-    """Measure sentences per second of the service and the engine, in turns, and the processor time per request."""
+def measure_load(subject: Subject, settings: Settings) -> list[Row]:
+    """Measure sentences per second of the service and the engine, in turns, and, in the service's turns, processor time
+    per request and quantiles of its duration.
+    """
     engine = subject.pool.worker(Engine, subject.folder, settings.threads)
     rows: list[Row] = []
     with under_load(subject, settings) as (server, clients, sentences, source):
@@ -169,6 +171,7 @@ def measure_throughput(subject: Subject, settings: Settings) -> list[Row]:
             ask(), rate()  # so that both have cached the words
             rates: dict[str, list[float]] = {SERVICE: [], ENGINE: []}
             costs: dict[str, list[float]] = {name: [] for name in (*server.pids, "clients")}
+            latencies: dict[str, list[float]] = {name: [] for name in QUANTILES}
             for _ in range(settings.rounds):
                 rates[ENGINE].append(rate())
                 before = server.cpu_seconds()
@@ -177,13 +180,17 @@ def measure_throughput(subject: Subject, settings: Settings) -> list[Row]:
                 spent = {name: seconds - before[name] for name, seconds in server.cpu_seconds().items()}
                 for name, seconds in {**spent, "clients": load.cpu_seconds}.items():
                     costs[name].append(1000 * seconds / settings.requests)
-            row = partial(Row, "throughput", subject.name, note=f"a sentence of {source} each")
+                for name, quantile in QUANTILES.items():
+                    latencies[name].append(1000 * float(np.quantile(load.latencies, quantile)))
             detail = f"{n_clients} clients" if n_clients > 1 else "1 client"
+            note = f"{settings.requests} requests, a sentence of {source} each"
+            row, slow = (partial(Row, section, subject.name, note=note) for section in ("throughput", "latency"))
             ratios = {ENGINE: median_ratio(rates[SERVICE], rates[ENGINE], "sentences/s")}
             rows.append(row(SERVICE, "sentences/s", detail, ratios=ratios).with_samples(rates[SERVICE]))
             rows.append(row(ENGINE, "sentences/s", f"windows of {n_clients}").with_samples(rates[ENGINE]))
             rows += [row(name, "CPU ms a request", detail).with_samples(found) for name, found in costs.items()]
-    return rows
+            rows += [slow(name, "ms", detail).with_samples(found) for name, found in latencies.items()]
+    return sorted(rows, key=lambda row: row.section == "latency")
 
 
 def _wrong(server: Served, settings: Settings, sentences: Sentences, engine: Any, clients: Any) -> str:
@@ -192,27 +199,6 @@ def _wrong(server: Served, settings: Settings, sentences: Sentences, engine: Any
     load: Load = clients.call("ask", server.url, len(first), len(first), len(first))
     found, expected = np.array(load.vectors, np.float32), engine.call("vectors", first)
     return "" if np.array_equal(found, expected) else "expected the engine's vectors, found others"
-
-
-def measure_latency(subject: Subject, settings: Settings) -> list[Row]:
-    """Measure quantiles of the time per request, by the number of clients."""
-    rows = []
-    with under_load(subject, settings) as (server, clients, _, source):
-        clients.call("ask", server.url, max(settings.clients), settings.requests)
-        for n_clients in settings.clients:
-            samples: dict[str, list[float]] = {name: [] for name in QUANTILES}
-            rates = []
-            for _ in range(settings.rounds):
-                load: Load = clients.call("ask", server.url, n_clients, settings.requests)
-                rates.append(settings.requests / load.seconds)
-                for name, quantile in QUANTILES.items():
-                    samples[name].append(1000 * float(np.quantile(load.latencies, quantile)))
-            detail = f"{n_clients} clients" if n_clients > 1 else "1 client"
-            note = f"{settings.requests} requests, a sentence of {source} each"
-            row = partial(Row, "latency", subject.name, detail=detail, note=note)
-            rows += [row(name, "ms").with_samples(found) for name, found in samples.items()]
-            rows.append(row("rate", "requests/s").with_samples(rates))
-    return rows
 
 
 def measure_memory(subject: Subject, settings: Settings) -> list[Row]:
@@ -228,8 +214,7 @@ def measure_memory(subject: Subject, settings: Settings) -> list[Row]:
 
 
 SECTIONS: dict[str, Callable[[Subject, Settings], list[Row]]] = {
-    "throughput": measure_throughput,
-    "latency": measure_latency,
+    "load": measure_load,
     "memory": measure_memory,
 }
 

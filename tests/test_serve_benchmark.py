@@ -54,12 +54,13 @@ def test_the_service_under_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         clients = Here(serve.Clients, SENTENCES[:2])
         assert "found others" in serve._wrong(server, settings, SENTENCES[:2], Here(Other), clients)
     assert not [row for found in rows.values() for row in found if row.failed or not row.samples]
-    named = {(row.name, row.detail): row for row in rows["throughput"]}
+    named = {(row.name, row.detail): row for row in rows["load"] if row.section == "throughput"}
     assert named["service", "3 clients"].ratios["engine"] > 0
     assert {name for name, _ in named} == {"service", "engine", "server", "worker", "clients"}
-    by_detail = {(row.name, row.detail): row.median or 0.0 for row in rows["latency"]}
+    latencies = [row for row in rows["load"] if row.section == "latency"]
+    by_detail = {(row.name, row.detail): row.median or 0.0 for row in latencies}
     assert 0 < by_detail["p50", "1 client"] <= by_detail["p99", "1 client"]
     details = [row.detail for row in rows["memory"] if row.name == "server"]
     assert details == [f"after {n} requests" for n in range(2, 21, 2)]
-    draw(replace(new_results(settings, "serve"), rows=rows["latency"]), tmp_path / "plot.json")
+    draw(replace(new_results(settings, "serve"), rows=latencies), tmp_path / "plot.json")
     assert "p99" in (tmp_path / "plot.svg").read_text(encoding="utf-8")
