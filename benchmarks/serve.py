@@ -1,8 +1,8 @@
 """The service under load, on this machine alone: clients, server and worker share its cores.
 
 `--only load` compares different numbers of clients, of one sentence each, with the engine in windows of that many
-sentences. Each client sends its next request as soon as it is answered. The processor time per request is given too, and
-quantiles of how long one takes, which are also drawn as a plot beside the results. `--only memory` watches the server's
+sentences. Each client sends its next request as soon as it is answered. Also given are the processor time per request
+and quantiles of how long one takes, which are drawn as a plot beside the results. `--only memory` watches the server's
 memory over many requests.
 """
 

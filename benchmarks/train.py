@@ -14,7 +14,7 @@ model has, and as many negatives: by the softmax rows that a step reads, and by 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -159,57 +159,53 @@ class Data:
         return 3 * (self.config.lstm_flops_per_token + softmax)
 
 
-def measure(subject: Subject, settings: Settings) -> list[Row]:
-    """Measure tokens per second at each number of streams."""
+def everybody(make: Callable[..., Data], settings: Settings) -> Iterator[Contestant]:
+    """Yield ours and the modules in each precision."""
+    data = make()
+    for precision in settings.precisions:
+        yield Contestant(f"flashelmo {precision}", precision, ours, (data, precision))
+        for distinct, name in ((False, "every token"), (True, "distinct words")):
+            given = data, precision, distinct
+            yield Contestant(f"PyTorch {precision}, {name}", precision, plain, given, is_rival=True)
+
+
+def vocabularies(make: Callable[..., Data], settings: Settings) -> Iterator[Contestant]:
+    """Yield ours with as many words as the text has, and as the published model, in the last precision."""
+    few, many, adam = make(optimizer="adagrad"), make(PUBLISHED_WORDS, "adagrad"), make(PUBLISHED_WORDS)
+    precision = settings.precisions[-1]
+    for name, data in (("Adagrad", few), ("Adagrad", many), ("Adagrad, whole gradients", many), ("Adam", adam)):
+        whole = "whole" in name
+        yield Contestant(
+            f"{name}, {len(data.words):,} words", precision, ours, (data, precision, whole), is_rival=whole
+        )
+
+
+def measure(
+    section: str, contestants: Callable[..., Iterator[Contestant]], subject: Subject, settings: Settings
+) -> list[Row]:
+    """Measure tokens per second at each number of streams; contestants of the same precision are compared.
+
+    Args:
+        contestants: yields them, each with its data as the first argument; called with what makes data of a text.
+    """
     torch.set_num_threads(settings.threads or torch.get_num_threads())
     rows: list[Row] = []
     sentences, source = load_sentences(settings.text_tokens, settings.text, settings.seed)
+    corpus = EncodedCorpus.of(sentences)
     peaks = Roofline(settings.threads, settings.peak_seconds).peaks() if device().type == "cpu" else {}
     for batch in settings.batches:
-        data = Data(subject.config, EncodedCorpus.of(sentences), batch)
         entries = []
-        for precision in settings.precisions:
-            who = [Contestant(f"flashelmo {precision}", precision, ours, (data, precision))]
-            for distinct, name in ((False, "every token"), (True, "distinct words")):
-                make = (data, precision, distinct)
-                who.append(Contestant(f"PyTorch {precision}, {name}", precision, plain, make, is_rival=True))
-            ceiling = peaks[precision] / data.flops if precision in peaks else None
+        for who in contestants(partial(Data, subject.config, corpus, batch), settings):
+            data, peak = who.arguments[0], peaks.get(who.precision)
             note = f"{device().type}; {source}; {data.settings.negatives} negatives of {len(data.words)} words"
-            for each in who:
-                row = Row("train", subject.name, each.name, "tokens/s", detail=f"{batch} streams", note=note)
-                entries.append(Entry(each, row, range(2), 2 * batch * UNROLL, partial(_limits, ceiling), precision))
+            row = Row(section, subject.name, who.name, "tokens/s", detail=f"{batch} streams", note=note)
+            limits = partial(_limits, peak and peak / data.flops)
+            entries.append(Entry(who, row, range(2), 2 * batch * UNROLL, limits, who.precision))
         workers, absent = line_up([entry.who for entry in entries], [], None)
-        rows += absentees("train", subject.name, absent)
+        rows += absentees(section, subject.name, absent)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "LSTM with projections")  # oneDNN has none: reported once
             rows += compete(entries, workers, settings, at_least=settings.sample_seconds, warm_ups=3)
-    return rows
-
-
-def measure_vocabulary(subject: Subject, settings: Settings) -> list[Row]:
-    """Measure tokens per second with as many words as the text has, and as the published model."""
-    torch.set_num_threads(settings.threads or torch.get_num_threads())
-    rows: list[Row] = []
-    sentences, source = load_sentences(settings.text_tokens, settings.text, settings.seed)
-    corpus, precision = EncodedCorpus.of(sentences), settings.precisions[-1]
-    for batch in settings.batches:
-        make = partial(Data, subject.config, corpus, batch)
-        few, many, adam = make(optimizer="adagrad"), make(PUBLISHED_WORDS, "adagrad"), make(PUBLISHED_WORDS)
-        entries = []
-        for name, data, whole in (
-            ("Adagrad", few, False),
-            ("Adagrad", many, False),
-            ("Adagrad, whole gradients", many, True),
-            ("Adam", adam, False),
-        ):
-            name = f"{name}, {len(data.words):,} words"
-            who = Contestant(name, precision, ours, (data, precision, whole), is_rival=whole)
-            note = f"{precision}; {device().type}; {source}; {data.settings.negatives} negatives"
-            row = Row("vocabulary", subject.name, name, "tokens/s", detail=f"{batch} streams", note=note)
-            entries.append(Entry(who, row, range(2), 2 * batch * UNROLL))
-        workers, absent = line_up([entry.who for entry in entries], [], None)
-        rows += absentees("vocabulary", subject.name, absent)
-        rows += compete(entries, workers, settings, at_least=settings.sample_seconds, warm_ups=2)
     return rows
 
 
@@ -217,15 +213,17 @@ def _limits(ceiling: float | None) -> tuple[float | None, float | None]:
     return ceiling, None
 
 
+SECTIONS = {name: partial(measure, name, found) for name, found in (("train", everybody), ("vocabulary", vocabularies))}
+
+
 def command(settings: Settings, console: Console) -> int:
     """Measure; return the exit status."""
-    sections = {"train": measure, "vocabulary": measure_vocabulary}
-    return run_sections(settings, console, new_results(settings, "train"), sections, prepare)
+    return run_sections(settings, console, new_results(settings, "train"), SECTIONS, prepare)
 
 
 SUITE = Suite(
     "Training's tokens a second beside plain PyTorch modules.",
-    Settings(sections=("train", "vocabulary"), models=("tiny",), precisions=("fp32", "bf16"), batches=(64,), rounds=3),
+    Settings(sections=tuple(SECTIONS), models=("tiny",), precisions=("fp32", "bf16"), batches=(64,), rounds=3),
     ("out", "sections", "models", "precisions", "batches", "text", "text_tokens", "rounds", "threads", "seed", "quick"),
     command,
 )

@@ -1,5 +1,6 @@
 """Training, timed: everybody takes steps, the plain modules compute the same network, figures are compared."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,33 +23,31 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 CONFIG = replace(BILM, cell_clip=None, projection_clip=None)
 
 
-def test_everybody_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "load_sentences", lambda n_tokens, path, seed: (generate(n_tokens, seed), "generated"))
+@pytest.fixture
+def subject(monkeypatch: pytest.MonkeyPatch) -> Iterator[Subject]:
+    """A model, with a generated text and made-up peaks."""
     peaks = {"fp32": 1e9, "bf16": 2e9}
+    monkeypatch.setattr(bench, "load_sentences", lambda n_tokens, path, seed: (generate(n_tokens, seed), "generated"))
     monkeypatch.setattr(bench, "Roofline", lambda threads, seconds: SimpleNamespace(peaks=lambda: peaks))
-    settings = replace(
-        bench.SUITE.defaults.quick(), batches=(2,), precisions=("fp32", "bf16"), text_tokens=400, threads=1,
-        peak_seconds=0.001, sample_seconds=0.0,
-    )  # fmt: skip
+    monkeypatch.setattr(bench, "PUBLISHED_WORDS", 3000)
     with Pool() as pool:
-        rows = bench.measure(Subject("tiny", Path("tiny"), BILM, pool), settings)
+        yield Subject("tiny", Path("tiny"), BILM, pool)
+
+
+SETTINGS = replace(bench.SUITE.defaults.quick(), batches=(2,), text_tokens=400, threads=1, sample_seconds=0.0)
+
+
+def test_everybody_is_timed(subject: Subject) -> None:
+    rows = bench.SECTIONS["train"](subject, SETTINGS)
     names = [row.name for row in rows]
-    assert (
-        names[:3] == ["flashelmo fp32", "PyTorch fp32, every token", "PyTorch fp32, distinct words"] and len(rows) == 6
-    )
-    assert not [row for row in rows if not row.median or row.unit != "tokens/s" or row.failed]
+    assert names[:3] == ["flashelmo fp32", "PyTorch fp32, every token", "PyTorch fp32, distinct words"]
+    assert len(rows) == 6 and not [row for row in rows if not row.median or row.unit != "tokens/s" or row.failed]
     assert list(rows[0].ratios) == names[1:3] and all(ratio > 0 for ratio in rows[3].ratios.values())
     assert rows[0].ceiling and rows[3].ceiling == 2 * rows[0].ceiling and "cpu; generated; " in rows[0].note
 
 
-def test_vocabularies_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "load_sentences", lambda n_tokens, path, seed: (generate(n_tokens, seed), "generated"))
-    monkeypatch.setattr(bench, "PUBLISHED_WORDS", 3000)
-    settings = replace(
-        bench.SUITE.defaults.quick(), batches=(2,), precisions=("fp32",), text_tokens=400, threads=1, sample_seconds=0.0
-    )
-    with Pool() as pool:
-        rows = bench.measure_vocabulary(Subject("tiny", Path("tiny"), BILM, pool), settings)
+def test_vocabularies_are_compared(subject: Subject) -> None:
+    rows = bench.SECTIONS["vocabulary"](subject, replace(SETTINGS, precisions=("fp32",)))
     assert [row.name.partition(", ")[0] for row in rows] == ["Adagrad", "Adagrad", "Adagrad", "Adam"]
     assert rows[2].name == "Adagrad, whole gradients, 3,000 words" and rows[2].name in rows[1].ratios
     assert not [row for row in rows if not row.median or row.unit != "tokens/s" or row.failed]
