@@ -31,7 +31,7 @@ from flashelmo.benchmarks.contestant import (
     prepare,
 )
 from flashelmo.benchmarks.fresh import run_fresh
-from flashelmo.benchmarks.results import Row, new_results
+from flashelmo.benchmarks.results import Row
 from flashelmo.benchmarks.roofline import (
     BYTES,
     Limits,
@@ -234,11 +234,10 @@ def _error_text(model: str, name: str, rows: Sequence[Row]) -> str:
 
 def command(settings: Settings, console: Console) -> int:
     """Measure everything that the settings ask for; return the exit status."""
-    results = new_results(settings, "cpu")
-    status = run_sections(settings, console, results, SECTIONS, prepare)
-    for line in faster_lines(results.rows):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-    return status
+    run = run_sections("cpu", settings, console, SECTIONS, prepare)
+    for line in faster_lines(run.results.rows):
+        run.say(line)
+    return run.finish()
 
 
 SUITE = Suite(

@@ -29,7 +29,7 @@ from rich.console import Console
 from flashelmo.benchmarks.contestant import Subject, contestant, prepare
 from flashelmo.benchmarks.fresh import process_of
 from flashelmo.benchmarks.host import measure_host
-from flashelmo.benchmarks.results import FAILED, Row, median_ratio, new_results
+from flashelmo.benchmarks.results import FAILED, Row, median_ratio
 from flashelmo.benchmarks.run import PROCESSOR_OPTIONS, Suite, run_sections
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.text import REAL_TEXT, load_sentences, write_sentences
@@ -324,7 +324,7 @@ SECTIONS: dict[str, Callable[[Subject, Settings], list[Row]]] = {
 
 def command(settings: Settings, console: Console) -> int:
     """Measure everything that the settings ask for; return the exit status."""
-    return run_sections(settings, console, new_results(settings, "feed"), SECTIONS, prepare)
+    return run_sections("feed", settings, console, SECTIONS, prepare).finish()
 
 
 SUITE = Suite(

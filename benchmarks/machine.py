@@ -73,8 +73,3 @@ def commit() -> dict[str, Any] | None:
         return {"id": git(["git", "rev-parse", "HEAD"]).stdout.strip(), "dirty": bool(changes)}
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def has_bf16() -> bool:
-    """Whether the processor multiplies bfloat16 matrices."""
-    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(cpu_flags())

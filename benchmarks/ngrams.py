@@ -21,7 +21,7 @@ import numpy as np
 from rich.console import Console
 
 from flashelmo.benchmarks.corpus import HELDOUT, sentences_of, training_texts
-from flashelmo.benchmarks.results import Row, new_results
+from flashelmo.benchmarks.results import Row
 from flashelmo.benchmarks.run import Job, Suite, run_jobs
 from flashelmo.benchmarks.senses.precisions import DIRECTIONS, perplexity_rows, softmax_of
 from flashelmo.benchmarks.senses.vectors import embed_with, models
@@ -209,7 +209,7 @@ def command(settings: Settings, console: Console) -> int:
     """Measure; return the exit status."""
     parts = {"n-grams": measure} | ({"models": measure_models} if settings.models else {})
     jobs = (Job("ngrams", "", part, partial(rows_of, settings)) for part, rows_of in parts.items())
-    return run_jobs(settings, console, new_results(settings, "ngrams"), jobs)
+    return run_jobs("ngrams", settings, console, jobs).finish()
 
 
 SUITE = Suite(

@@ -35,7 +35,7 @@ from flashelmo.benchmarks.contestant import (
 )
 from flashelmo.benchmarks.cpu import measure_loads
 from flashelmo.benchmarks.fresh import run_fresh
-from flashelmo.benchmarks.results import Row, new_results
+from flashelmo.benchmarks.results import Row
 from flashelmo.benchmarks.roofline import Limits, Work
 from flashelmo.benchmarks.run import PROCESSOR_OPTIONS, Suite, run_sections
 from flashelmo.benchmarks.settings import Settings
@@ -278,7 +278,7 @@ SECTIONS = {"speed": measure_speed, "load": measure_load, "error": measure_error
 def command(settings: Settings, console: Console) -> int:
     """Measure everything that the settings ask for; return the exit status."""
     card = machine.card() if "cuda" in settings.sections else None
-    return run_sections(settings, console, new_results(settings, "onnx", card), SECTIONS, export)
+    return run_sections("onnx", settings, console, SECTIONS, export, card).finish()
 
 
 SUITE = Suite(

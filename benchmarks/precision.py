@@ -17,7 +17,7 @@ from pathlib import Path
 from rich.console import Console
 
 from flashelmo.benchmarks.contestant import REFERENCE, Contestant, Subject, Way, contestant, errors_of, prepare
-from flashelmo.benchmarks.results import Row, new_results
+from flashelmo.benchmarks.results import Row
 from flashelmo.benchmarks.run import Suite, run_sections
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.text import first_sentences
@@ -55,8 +55,7 @@ def command(settings: Settings, console: Console) -> int:
     """Measure; return the exit status."""
     if not REPAIR.is_file():
         raise FlashElmoError(f"precision: expected a checkout with {REPAIR.name}, found none: run it from there")
-    sections = {"error": measure_errors}
-    return run_sections(settings, console, new_results(settings, "precision"), sections, prepare)
+    return run_sections("precision", settings, console, {"error": measure_errors}, prepare).finish()
 
 
 SUITE = Suite(

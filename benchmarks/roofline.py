@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 
 from flashelmo.benchmarks.contestant import Way
-from flashelmo.benchmarks.machine import has_bf16
 from flashelmo.benchmarks.results import Row
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.worker import Pool
@@ -30,7 +29,7 @@ from flashelmo.engine.graph.tensors import quantize
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import expected_shapes
 from flashelmo.engine.precision import NumberType
-from flashelmo.engine.processor import cpu_flags, int8_levels, n_cores
+from flashelmo.engine.processor import cpu_flags, int8_levels, multiplies_bf16, n_cores
 
 try:
     import onnxruntime
@@ -193,7 +192,7 @@ def packed_products(config: ElmoConfig, threads: int | None) -> Way:
 
 def has_products(precision: str) -> bool:
     """Whether oneDNN multiplies packed weights of a precision on this processor."""
-    return {"bf16": has_bf16(), "int8": bool(DOT_PRODUCTS & cpu_flags())}.get(precision, False)
+    return {"bf16": multiplies_bf16(), "int8": bool(DOT_PRODUCTS & cpu_flags())}.get(precision, False)
 
 
 def _packed_product(n_rows: int, k: int, columns: int, precision: str) -> Callable[[], object]:

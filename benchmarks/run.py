@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from flashelmo.benchmarks.results import FAILED, Results, Row
+from flashelmo.benchmarks.results import FAILED, Results, Row, new_results
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.tables import describe, print_rows
 from flashelmo.benchmarks.worker import Pool, one_line
@@ -120,21 +120,24 @@ class Run:
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def run_jobs(settings: Settings, console: Console, results: Results, jobs: Iterable[Job]) -> int:
-    """Run some jobs, with results named after their suite; return the exit status."""
-    run = Run(settings, console, results, f"{results.settings['suite']}.json")
+def run_jobs(
+    suite: str, settings: Settings, console: Console, jobs: Iterable[Job], card: Mapping[str, Any] | None = None
+) -> Run:
+    """Run some jobs, perhaps on a card too; the results are named after their suite."""
+    run = Run(settings, console, new_results(settings, suite, card), f"{suite}.json")
     run.do(jobs)
-    return run.finish()
+    return run
 
 
 def run_sections(
+    suite: str,
     settings: Settings,
     console: Console,
-    results: Results,
     sections: Mapping[str, Callable[..., list[Row]]],
     prepare: Callable[[str, int, Path, Pool], Any],
-) -> int:
-    """Run a job for each model and section; return the exit status.
+    card: Mapping[str, Any] | None = None,
+) -> Run:
+    """Run a job for each model and section.
 
     Args:
         sections: functions that give each one's rows, called with a model and the settings.
@@ -150,7 +153,7 @@ def run_sections(
             Job(section, Path(name).name, "", partial(rows, name, section))
             for name, section in product(settings.models, settings.sections)
         )
-        return run_jobs(settings, console, results, jobs)
+        return run_jobs(suite, settings, console, jobs, card)
 
 
 def slug(name: str) -> str:

@@ -26,7 +26,7 @@ from rich.console import Console
 from flashelmo.benchmarks.contestant import Subject, prepare
 from flashelmo.benchmarks.fresh import process_of
 from flashelmo.benchmarks.plots import draw
-from flashelmo.benchmarks.results import FAILED, Row, median_ratio, new_results
+from flashelmo.benchmarks.results import FAILED, Row, median_ratio
 from flashelmo.benchmarks.run import PROCESSOR_OPTIONS, Suite, run_sections
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.text import Sentences, load_sentences
@@ -221,11 +221,10 @@ SECTIONS: dict[str, Callable[[Subject, Settings], list[Row]]] = {
 
 def command(settings: Settings, console: Console) -> int:
     """Measure everything that the settings ask for; return the exit status."""
-    results = new_results(settings, "serve")
-    status = run_sections(settings, console, results, SECTIONS, prepare)
-    if settings.out is not None:
-        draw(results, settings.out if settings.out.suffix == ".json" else settings.out / "serve.json")
-    return status
+    run = run_sections("serve", settings, console, SECTIONS, prepare)
+    if run.path is not None:
+        draw(run.results, run.path)
+    return run.finish()
 
 
 SUITE = Suite(

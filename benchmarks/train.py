@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flashelmo.benchmarks.contestant import Contestant, Entry, Subject, Way, absentees, compete, line_up, prepare
-from flashelmo.benchmarks.results import Row, new_results
+from flashelmo.benchmarks.results import Row
 from flashelmo.benchmarks.roofline import Roofline
 from flashelmo.benchmarks.run import Suite, run_sections
 from flashelmo.benchmarks.settings import Settings
@@ -218,7 +218,7 @@ SECTIONS = {name: partial(measure, name, found) for name, found in (("train", ev
 
 def command(settings: Settings, console: Console) -> int:
     """Measure; return the exit status."""
-    return run_sections(settings, console, new_results(settings, "train"), SECTIONS, prepare)
+    return run_sections("train", settings, console, SECTIONS, prepare).finish()
 
 
 SUITE = Suite(

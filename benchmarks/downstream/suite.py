@@ -17,7 +17,7 @@ import numpy as np
 from rich.console import Console
 
 from flashelmo.benchmarks.downstream import tuned
-from flashelmo.benchmarks.results import Row, new_results, rounded
+from flashelmo.benchmarks.results import Row, rounded
 from flashelmo.benchmarks.run import Job, Suite, run_jobs
 from flashelmo.benchmarks.senses import linear
 from flashelmo.benchmarks.senses.nearest import by_resampling
@@ -105,7 +105,7 @@ def command(settings: Settings, console: Console) -> int:
     if not settings.models:
         raise FlashElmoError("--models: expected folders of trained models, found none")
     jobs = (Job("downstream", "", name, partial(measure, name, settings)) for name in settings.sections)
-    return run_jobs(settings, console, new_results(settings, "downstream"), jobs)
+    return run_jobs("downstream", settings, console, jobs).finish()
 
 
 SUITE = Suite(

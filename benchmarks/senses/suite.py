@@ -23,7 +23,7 @@ from rich.console import Console
 
 from flashelmo.benchmarks.contestant import load
 from flashelmo.benchmarks.plots import plane
-from flashelmo.benchmarks.results import Row, new_results, rounded
+from flashelmo.benchmarks.results import Row, rounded
 from flashelmo.benchmarks.run import Job, Suite, run_jobs
 from flashelmo.benchmarks.senses.contest import CHARACTERS, Contest
 from flashelmo.benchmarks.senses.precisions import measure_perplexity, measure_precision
@@ -138,7 +138,7 @@ def command(settings: Settings, console: Console) -> int:
         raise FlashElmoError("--models: expected folders of trained models, found none")
     contest = Contest(settings)
     jobs = (Job(section, "", "", partial(SECTIONS[section], contest)) for section in settings.sections)
-    return run_jobs(settings, console, new_results(settings, "senses"), jobs)
+    return run_jobs("senses", settings, console, jobs).finish()
 
 
 SUITE = Suite(
