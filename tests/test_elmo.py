@@ -153,8 +153,8 @@ def test_fixed_mix(build, ids):
 def test_cached_words(build, ids):
     module, words = build(vocab_to_cache=VOCABULARY), WORD_IDS
     plain = build()(ids)
-    for inputs in (ids, None):
-        cached = module(inputs, words)
+    for given in ((ids, words), (None, words), (ids, None)):
+        cached = module(*given)
         assert torch.equal(cached["mask"], plain["mask"])
         close(cached["elmo_representations"][0], plain["elmo_representations"][0].detach().numpy())
     module.bilm.character_embedding.data.fill_(0.0)  # the cached vectors no longer depend on it
@@ -193,9 +193,10 @@ def test_more_dimensions(build, ids):
     assert torch.equal(output["mask"][:, 0], flat["mask"])
     close(output["elmo_representations"][0][:, 0], flat["elmo_representations"][0].detach().numpy())
     close(output["elmo_representations"][0][:, 1], flat["elmo_representations"][0].flip(0).detach().numpy())
-    words = WORD_IDS.unsqueeze(0)
-    cached = build(vocab_to_cache=VOCABULARY, keep_sentence_boundaries=True)(deep[:, 0].unsqueeze(0), words)
-    close(cached["elmo_representations"][0][0], padded_layers(boundaries=True)[0].mean(axis=0))
+    words = WORD_IDS[:, None, None]
+    cached = build(vocab_to_cache=VOCABULARY, keep_sentence_boundaries=True, stateful=True)(ids[:, None, None], words)
+    assert cached["mask"].shape[:3] == (5, 1, 1)
+    close(cached["elmo_representations"][0][:, 0, 0], padded_layers(boundaries=True)[0].mean(axis=0))
 
 
 def test_dropout(build, ids):
