@@ -7,7 +7,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
-import numpy as np
 import pytest
 import torch
 from tiny_models import BILM, random_model
@@ -23,7 +22,7 @@ from flashelmo.benchmarks.results import Results, Row, new_results
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.worker import Here, Timing
 from flashelmo.engine.embedder import ElmoEmbedder
-from flashelmo.engine.model.weights import ElmoModel, ElmoWeights
+from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.precision import tolerance
 
 CONFIG = replace(
@@ -83,9 +82,7 @@ class StandIn:
 
 def tiny_model(preset: str = "tiny", seed: int = 0) -> ElmoModel:
     """Random weights like trained ones: not saturated, so that rounding stays rounding."""
-    model = random_model(CONFIG, seed=seed)
-    tensors = {name: np.float32(0.3) * tensor for name, tensor in model.weights.named_tensors()}
-    return replace(model, weights=ElmoWeights.from_named_tensors(tensors, CONFIG))
+    return random_model(CONFIG, seed=seed, deviation=0.2)
 
 
 def text_file(folder: Path, lines: str = "a cat sat\non\nthe mat and the other mat\nit sat there\n" * 6) -> Path:

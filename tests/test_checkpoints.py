@@ -145,54 +145,6 @@ def test_nothing_is_replaced_unasked(folder, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "model"]
 
 
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [(OSError(28, "No space left on device"), "model: cannot be written: No space"), (KeyboardInterrupt(), "^$")],
-)
-@pytest.mark.parametrize("exists", [False, True])
-def test_a_failure_leaves_what_was_there(tmp_path, monkeypatch, error, expected, exists):
-    if exists:
-        write_native(MODELS["no skip"], tmp_path / "model")
-
-    def fail(descriptor):
-        raise error
-
-    monkeypatch.setattr("os.fsync", fail)  # everything is written by then, under another name
-    with pytest.raises((FlashElmoError, KeyboardInterrupt), match=expected):
-        write_native(MODELS["skip"], tmp_path / "model", overwrite=True)
-    assert [path.name for path in tmp_path.iterdir()] == ["model"] * exists
-    if exists:
-        same_model(load_model(tmp_path / "model"), MODELS["no skip"])
-
-
-def test_a_model_comes_back_when_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
-    write_native(MODELS["no skip"], tmp_path / "model")
-    rename = Path.rename
-
-    def fail(self, target):
-        if self.name == "new":
-            raise OSError(5, "Input/output error")
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", fail)
-    with pytest.raises(FlashElmoError, match="model: cannot be written: Input/output error"):
-        write_native(MODELS["skip"], tmp_path / "model", overwrite=True)
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
-    same_model(load_model(tmp_path / "model"), MODELS["no skip"])
-
-
-def test_an_unwritable_tensor_file_is_an_error_of_one_line(tmp_path, monkeypatch):
-    from safetensors import SafetensorError
-
-    def fail(tensors, path):
-        raise SafetensorError("Error while serializing: I/O error: No space left on device")
-
-    monkeypatch.setattr("safetensors.numpy.save_file", fail)
-    with pytest.raises(FlashElmoError, match=r"model: cannot be written: .*No space left"):
-        write_native(MODELS["skip"], tmp_path / "model")
-    assert not list(tmp_path.iterdir())
-
-
 def test_a_truncated_file(folder):
     path = folder / "model.safetensors"
     data = path.read_bytes()

@@ -17,7 +17,6 @@ from tiny_models import MODELS, SENTENCES
 
 from flashelmo import ElmoEmbedder, FlashElmoError, MissingExtraError, batch_to_ids, find_neighbours
 from flashelmo.engine.cpu.openvino import has_bf16
-from flashelmo.engine.model.checkpoints.native import write_native
 from flashelmo.engine.output import Output
 from flashelmo.engine.precision import tolerance
 from flashelmo.engine.settings import RuntimeName
@@ -65,21 +64,6 @@ def test_golden_streams_need_the_state(golden: Path, name: str, streams: tuple[i
                 assert np.abs(batch[stream][-1] - top).max() < tolerance("fp32")
 
 
-@pytest.mark.parametrize("runtime", FLOAT32_RUNTIMES)
-def test_golden_file(golden: Path, tmp_path: Path, runtime: RuntimeName) -> None:
-    streams = json.loads((golden / "bilm_skip" / "sentences.json").read_text(encoding="utf-8"))
-    (tmp_path / "text").write_text("".join(f"{line}\n" for stream in streams[:2] for line in stream), encoding="utf-8")
-    embedder = ElmoEmbedder.load(golden / "bilm_skip", runtime=runtime)
-    summary = embedder.embed_file(tmp_path / "text", tmp_path / "vectors.h5")
-    assert summary.sentences == 20
-    with (
-        h5py.File(golden / "bilm_skip" / "expected_stateless.hdf5") as expected,
-        h5py.File(tmp_path / "vectors.h5") as found,
-    ):
-        for i in range(20):
-            assert np.abs(found[str(i)][()] - expected[str(i)][()]).max() < tolerance("fp32")
-
-
 def test_an_embedder_that_is_closed_lets_go_and_refuses() -> None:
     with ElmoEmbedder(MODEL, device="cpu") as embedder:
         pipeline = weakref.ref(embedder._pipeline)
@@ -116,24 +100,9 @@ def test_encode_pools_the_average_of_the_layers(embedder: ElmoEmbedder) -> None:
     assert np.array_equal(embedder.encode("the cat sat"), found[0])
 
 
-def test_encode_gives_tokens_of_one_layer(embedder: ElmoEmbedder) -> None:
-    layers = embedder.embed_batch(SENTENCES)
-    for name, number in (("top", 2), (1, 1)):
-        found = embedder.encode(SENTENCES, output_value="token_embeddings", layers=name)
-        assert all(np.array_equal(a, b[number]) for a, b in zip(found, layers, strict=True))
-
-
 def test_encode_normalizes_and_leaves_zeros(embedder: ElmoEmbedder) -> None:
     norms = np.linalg.norm(embedder.encode(SENTENCES, normalize_embeddings=True), axis=1)
     assert np.abs(norms - [1, 1, 0, 1, 1]).max() < 1e-6
-
-
-def test_encode_gives_tensors(embedder: ElmoEmbedder) -> None:
-    found = embedder.encode(SENTENCES, convert_to_numpy=False)
-    assert isinstance(found, torch.Tensor)
-    assert np.array_equal(found.numpy(), embedder.encode(SENTENCES))
-    tokens = embedder.encode(SENTENCES, convert_to_numpy=False, output_value="token_embeddings")
-    assert [tuple(t.shape) for t in tokens] == [(len(s), 8) for s in SENTENCES]
 
 
 @pytest.mark.parametrize("output_value", ["sentence_embedding", "token_embeddings"])
@@ -241,12 +210,6 @@ def test_encode_refuses(embedder: ElmoEmbedder, arguments: dict[str, Any], messa
         embedder.encode(SENTENCES, **arguments)
 
 
-@pytest.mark.parametrize("sentences", [[["a", 1]], [["a", None]], [5]], ids=str)
-def test_what_is_no_text_is_refused(embedder: ElmoEmbedder, sentences: Any) -> None:
-    with pytest.raises(FlashElmoError, match="expected"):
-        embedder.embed_batch(sentences)
-
-
 class Table:
     """As a DataFrame of pandas, iterating gives the names of columns."""
 
@@ -340,13 +303,6 @@ def test_threads_that_share_a_stream_get_each_result_once_or_an_error(stateful: 
             pool.submit(take)
     assert found.count((MODEL.config.n_layers + 1, 1, MODEL.config.output_size)) == 2000
     assert {each for each in found if isinstance(each, str)} <= {"generator already executing"}
-
-
-def test_load_reads_what_convert_wrote(tmp_path: Path, embedder: ElmoEmbedder) -> None:
-    write_native(MODEL, tmp_path / "model")
-    loaded = ElmoEmbedder.load(tmp_path / "model")
-    assert loaded.config == MODEL.config
-    assert np.array_equal(loaded.embed_sentence("the cat"), embedder.embed_sentence("the cat"))
 
 
 @pytest.mark.parametrize(

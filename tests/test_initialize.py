@@ -1,13 +1,10 @@
 """Random models: the published sizes, the same weights for the same seed, and a network that is alive."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.model.checkpoints.native import read_native, write_native
 from flashelmo.engine.model.initialize import PRESETS, preset_config, random_model
 from flashelmo.engine.model.weights import ElmoModel, check_tensors, expected_shapes
 
@@ -76,14 +73,6 @@ def test_the_network_is_alive_and_not_saturated(small: ElmoModel, text: list[lis
     assert (np.abs(vectors[1]) >= bound).mean() < 0.01
     assert np.abs(vectors[1]).max() < bound  # tanh and sigmoid have room left on both sides
     assert np.abs(vectors[2] - vectors[1]).mean() > 0.01
-
-
-def test_a_random_model_is_written_and_read(small: ElmoModel, tmp_path: Path) -> None:
-    write_native(small, tmp_path / "model")
-    found = read_native(tmp_path / "model")
-    assert found.config == small.config
-    for (name, a), (_, b) in zip(found.weights.named_tensors(), small.weights.named_tensors(), strict=True):
-        assert np.array_equal(a, b), name
 
 
 def test_unknown_presets_and_seeds() -> None:

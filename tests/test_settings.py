@@ -38,21 +38,6 @@ def test_an_unknown_keyword_is_named_with_those_there_are_before_a_model_is_read
     assert str(error.value) == f"option: expected some of {known}, found 'precison'"
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"batch_size": 0}, "batch_size: expected 1 or more, found 0"),
-        ({"window_tokens": -1}, "window_tokens: expected 1 or more, found -1"),
-        ({"cache_bytes": -1}, "cache_bytes: expected 0 or more, found -1"),
-    ],
-    ids=str,
-)
-def test_numbers_that_are_too_small(options: Any, message: str) -> None:
-    with pytest.raises(FlashElmoError) as error:
-        Settings.of(options)
-    assert str(error.value) == message
-
-
 @pytest.mark.parametrize("threads", [-1, 0, 100_000, 10**20])
 def test_numbers_of_threads_that_libraries_do_not_survive(
     threads: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
@@ -78,10 +63,3 @@ def test_settings_do_not_change_and_do_not_share_what_was_given() -> None:
     assert settings.device == ("cuda:0", "cuda:1")
     with pytest.raises(FrozenInstanceError):
         settings.share = False  # type: ignore[misc]
-
-
-@pytest.mark.parametrize(
-    ("share", "stateful", "shares"), [(True, False, True), (True, True, False), (False, False, False)]
-)
-def test_states_that_are_carried_forbid_sharing(share: bool, stateful: bool, shares: bool) -> None:
-    assert Settings(share=share, stateful=stateful).shares_prefixes == shares
