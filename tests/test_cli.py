@@ -25,7 +25,6 @@ from flashelmo.engine.model.checkpoints import load_model
 from flashelmo.engine.model.checkpoints.bilm import write_bilm
 from flashelmo.engine.model.checkpoints.native import write_native
 from flashelmo.engine.output import Output
-from flashelmo.engine.precision import tolerance
 
 TEXT = "the cat sat\n\nthe cat sat on a mat\nincomprehensibilities , naïve\nthe cat sat\n"
 LINES = TEXT.splitlines()
@@ -399,42 +398,6 @@ def test_where_it_computes_is_said(here: Path, model: Path, succeed: Run, monkey
     assert "'auto'" not in succeed("embed", "text.txt", "w.h5", "--model", str(model))
     choice._warn_once.cache_clear()
     assert not succeed("embed", "text.txt", "x.h5", "--model", str(model), "--quiet")
-
-
-def test_golden_streams(golden: Path, here: Path, succeed: Run) -> None:
-    # What bilm-tf computed: batch i was sentence i of three streams, the state carried from batch to batch.
-    for name in ("bilm_skip", "bilm_noskip"):
-        streams = json.loads((golden / name / "sentences.json").read_text())
-        sentences = [stream[i] for i in range(len(streams[0])) for stream in streams]
-        (here / "streams.txt").write_text("\n".join(s if isinstance(s, str) else " ".join(s) for s in sentences))
-        weights = next((golden / name).glob("*weights*.hdf5"))
-        options = next((golden / name).glob("*options*.json"))
-        arguments = ("--weight-file", weights, "--options-file", options, "--batch-size", "3", "--top", "--overwrite")
-        succeed("elmo", "streams.txt", "v.h5", *arguments)
-        found = read("v.h5")
-        outputs = sorted((golden / name).glob("lm_embeddings_*.hdf5"))  # not of every stream
-        assert outputs
-        for path in outputs:
-            k = int(path.stem.rpartition("_")[2])
-            with h5py.File(path) as file:
-                for i in range(len(streams[k])):
-                    wanted = np.concatenate(list(file[str(i)][()]), axis=-1)
-                    np.testing.assert_allclose(found[str(3 * i + k)], wanted, atol=tolerance("fp32"))
-
-
-def test_golden_sentences(golden: Path, here: Path, succeed: Run) -> None:
-    streams = json.loads((golden / "bilm_skip" / "sentences.json").read_text())
-    chinese = json.loads((golden / "manylangs" / "sentences.json").read_text())
-    for folder, expected_file, sentences in (
-        ("bilm_skip", "expected_stateless.hdf5", streams[0] + streams[1]),
-        ("manylangs", "expected_layers.hdf5", chinese),
-    ):
-        (here / "golden.txt").write_text("\n".join(s if isinstance(s, str) else " ".join(s) for s in sentences))
-        succeed("embed", "golden.txt", "v.h5", "--model", golden / folder, "--overwrite")
-        found = read("v.h5")
-        with h5py.File(golden / folder / expected_file) as file:
-            for i in range(len(sentences)):
-                np.testing.assert_allclose(found[str(i)], file[str(i)][()], atol=tolerance("fp32"))
 
 
 def test_init_info_and_convert(here: Path, succeed: Run, fail: Run) -> None:

@@ -152,7 +152,11 @@ def test_the_home_folder_in_paths(files: SimpleNamespace, tmp_path: Path, monkey
     check(ElmoEmbedder(options, weights).embed(SENTENCES), files)  # type: ignore[arg-type]
     assert load_model(weights, options).path == Path(files.weights)
     assert Elmo(options, weights, 1).get_output_dim() == 8
-    embedder.embed_file("~/text.txt", "~/vectors.npz")
+    with (files.home / "text.txt").open(encoding="utf-8") as text:
+        embedder.embed_file(text, "~/vectors.npz", "top", 2)
+    with np.load(files.home / "vectors.npz") as found:
+        assert all(np.array_equal(found[str(i)], layers[-1]) for i, layers in enumerate(files.vectors))
+    embedder.embed_file("~/text.txt", "~/vectors.npz", overwrite=True)
     with np.load(files.home / "vectors.npz") as found:
         check([found[str(i)] for i in range(len(SENTENCES))], files)
     convert(weights, "~/native", options_file=options)

@@ -1,17 +1,13 @@
-"""The reference runtime against published outputs, and against the formulas written out in numpy."""
+"""The reference runtime against the formulas written out in numpy; `test_embedder` has published outputs."""
 
-import json
 from dataclasses import replace
-from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 import torch
 from tiny_models import BILM, MANYLANGS, MANYLANGS_LEXICON, MODELS, SENTENCES, random_model
 
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.model.checkpoints import load_model
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.precision import tolerance
 from flashelmo.engine.reference.reference import ReferenceElmo, ReferenceRuntime
@@ -104,44 +100,6 @@ def test_state_is_carried_by_row(name):
     runtime.reset_state()
     fresh = runtime.embed_batch(SENTENCES[:1])[0]
     np.testing.assert_allclose(fresh, expected_layers(model, SENTENCES[0])[:, 1:-1], rtol=0, atol=tolerance("fp64"))
-
-
-@pytest.mark.parametrize(("folder", "streams"), [("bilm_skip", 2), ("bilm_noskip", 1)])
-@pytest.mark.parametrize("precision", ["fp32", "fp64"])
-def test_golden_streams(golden, folder, streams, precision):
-    rows = [
-        [line.split() for line in stream] for stream in json.loads((golden / folder / "sentences.json").read_text())
-    ]
-    runtime = ReferenceRuntime(load_model(golden / folder), precision=precision, stateful=True)
-    found = [runtime.embed_batch([row[i] for row in rows]) for i in range(len(rows[0]))]
-    for stream in range(streams):
-        with h5py.File(golden / folder / f"lm_embeddings_{stream}.hdf5") as file:
-            assert len(file) == len(found) == 10
-            for i, batch in enumerate(found):
-                np.testing.assert_allclose(
-                    batch[stream][-1], np.concatenate(file[str(i)], axis=-1), rtol=0, atol=tolerance("fp32")
-                )
-
-
-def test_golden_stateless(golden):
-    rows = json.loads((golden / "bilm_skip" / "sentences.json").read_text())
-    sentences = [line.split() for stream in rows[:2] for line in stream]
-    found = ReferenceRuntime(load_model(golden / "bilm_skip"), batch_size=7).embed_batch(sentences)
-    compare_with_file(found, golden / "bilm_skip" / "expected_stateless.hdf5", tolerance("fp32"))
-
-
-def test_golden_manylangs(golden):
-    sentences = json.loads((golden / "manylangs" / "sentences.json").read_text())
-    found = ReferenceRuntime(load_model(golden / "manylangs")).embed_batch(sentences)
-    compare_with_file(found, golden / "manylangs" / "expected_layers.hdf5", tolerance("fp32"))
-
-
-def compare_with_file(found: list[np.ndarray], path: Path, atol: float) -> None:
-    with h5py.File(path) as file:
-        assert len(file) == len(found)
-        for i, layers in enumerate(found):
-            assert layers.dtype == np.float32
-            np.testing.assert_allclose(layers, file[str(i)], rtol=0, atol=atol)
 
 
 def test_precisions_agree(text):
