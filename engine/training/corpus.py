@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,10 +36,18 @@ class EncodedCorpus:
     @classmethod
     def of(cls, sentences: Sequence[Sequence[str]]) -> EncodedCorpus:
         """Encode tokenized sentences, which may be empty here."""
-        window = Window.from_sentences(sentences)
+        return cls.of_windows([Window.from_sentences(sentences)])
+
+    @classmethod
+    def of_windows(cls, windows: Iterable[Window]) -> EncodedCorpus:
+        """Encode windows, one after another."""
         ids = {word: row for row, word in enumerate(SPECIAL)}
-        rows = np.array([ids.setdefault(word, len(ids)) for word in window.words.to_pylist()], np.int32)
-        return cls(list(ids), rows[window.word_ids] if len(rows) else np.empty(0, np.int32), window.offsets)
+        tokens, lengths = [np.empty(0, np.int32)], [np.zeros(1, np.int64)]
+        for window in windows:
+            rows = np.array([ids.setdefault(word, len(ids)) for word in window.words.to_pylist()], np.int32)
+            tokens.append(rows[window.word_ids])
+            lengths.append(np.diff(window.offsets))
+        return cls(list(ids), np.concatenate(tokens), np.cumsum(np.concatenate(lengths)))
 
     def __len__(self) -> int:
         """Return the number of sentences."""
@@ -105,19 +113,13 @@ def read_corpus(paths: Iterable[str | Path]) -> EncodedCorpus:
     Raises:
         FlashElmoError: names a file that is not UTF-8; or no file has a sentence.
     """
-    ids = {word: row for row, word in enumerate(SPECIAL)}
-    tokens, lengths, names = [], [], []
-    for path in paths:
-        names.append(str(path))
-        for window in read_windows(path, max_sentences=WINDOW_TOKENS, max_tokens=WINDOW_TOKENS):
-            rows = np.array([ids.setdefault(word, len(ids)) for word in window.words.to_pylist()], np.int32)
-            tokens.append(rows[window.word_ids] if len(window.word_ids) else window.word_ids)
-            lengths.append(np.diff(window.offsets))
-    length = np.concatenate(lengths) if lengths else np.empty(0, np.int64)
-    if not length.any():
-        raise no_token(", ".join(names) or "corpus")
-    offsets = np.concatenate([[0], np.cumsum(length[length > 0])]).astype(np.int64)
-    return EncodedCorpus(list(ids), np.concatenate(tokens), offsets)
+    paths = list(paths)
+    corpus = EncodedCorpus.of_windows(
+        window for path in paths for window in read_windows(path, max_sentences=WINDOW_TOKENS, max_tokens=WINDOW_TOKENS)
+    )
+    if not corpus.n_tokens:
+        raise no_token(", ".join(map(str, paths)) or "corpus")
+    return replace(corpus, offsets=np.unique(corpus.offsets))  # a sentence without tokens ends where it begins
 
 
 def no_token(name: str | Path) -> FlashElmoError:
