@@ -84,7 +84,7 @@ class WordFile:
         database = self._database()
         try:
             database.execute("BEGIN IMMEDIATE")
-            try:
+            with database:  # commits, or rolls back
                 free = self._max_bytes - PAGE_BYTES * database.execute("PRAGMA page_count").fetchone()[0]
                 keys = [name.encode() for name in names]
                 ends = np.cumsum([4 * self._size + 2 * len(key) + ROW_BYTES for key in keys])
@@ -92,11 +92,6 @@ class WordFile:
                 vectors = [value.tobytes() for value in values[:n_kept].astype("<f4", copy=False)]
                 rows = [(key, vector, zlib.crc32(vector)) for key, vector in zip(keys, vectors, strict=False)]
                 database.executemany("INSERT OR REPLACE INTO words VALUES (?, ?, ?)", rows)
-                database.execute("COMMIT")
-            except BaseException:
-                if database.in_transaction:
-                    database.execute("ROLLBACK")
-                raise
         except sqlite3.Error as error:
             self._writes = False
             logger.warning("%s: cannot be written: %s; new words are not kept there", self._path, error)
@@ -137,13 +132,8 @@ def _begin(database: sqlite3.Connection, belongs_to: dict[str, str]) -> None:
     """Set up a new file, unless another run does so first."""
     database.execute(f"PRAGMA page_size = {PAGE_BYTES}")
     database.execute("BEGIN IMMEDIATE")
-    try:
+    with database:  # commits, or rolls back
         if not _is_begun(database):
             for statement in SCHEMA:
                 database.execute(statement)
             database.executemany("INSERT INTO belongs_to VALUES (?, ?)", belongs_to.items())
-        database.execute("COMMIT")
-    except BaseException:
-        if database.in_transaction:
-            database.execute("ROLLBACK")
-        raise
