@@ -9,7 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -438,6 +438,7 @@ def test_a_time_limit_ends_the_run_and_its_decay(text_file: Path, tmp_path: Path
         ({"epochs": True}, "epochs: expected a positive number in float32's range, found True"),
         ({"lr": -1.0}, "lr: expected a positive number in float32's range, found -1.0"),
         ({"lr": 1e39}, "lr: expected a positive number in float32's range, found 1e+39"),
+        ({"clip": None}, "clip: expected a positive number in float32's range, found None"),
         ({"snapshots": 101}, "snapshots: expected 0 to 100, found 101"),
         ({"seconds": 5.0}, "length: expected one of epochs, steps and seconds, found 'steps and seconds'"),
         ({"optimizer": "sgd"}, "optimizer: expected one of adam, adagrad, found 'sgd'"),
@@ -448,6 +449,14 @@ def test_settings_are_checked(change: dict[str, object], message: str) -> None:
     with pytest.raises(FlashElmoError) as caught:
         replace(SETTINGS, **change)  # type: ignore[arg-type]
     assert str(caught.value) == message
+
+
+def test_settings_of_numpy_are_those_of_python() -> None:
+    """The card and the curve are JSON, which is written when all is learned."""
+    given: dict[str, Any] = {name: np.int64(7) for name in ("steps", "log_every", "seed", "snapshots", "max_words")}
+    given |= {name: np.float32(0.5) for name in ("lr", "dropout", "save_every")}
+    expected = replace(SETTINGS, **{name: value.item() for name, value in given.items()})
+    assert json.loads(json.dumps(asdict(replace(SETTINGS, **given)))) == asdict(expected)
 
 
 def test_bf16_products_learn_the_same(text_file: Path, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from numbers import Real
 from typing import Any
 
@@ -11,6 +11,15 @@ from flashelmo.engine.arguments import FLOAT32_MAX, check, whole_number
 RATES = {"adam": 2e-3, "adagrad": 0.2}  # learning rates by default; Adagrad's is the published one
 MAX_SEED = 2**31 - 1
 MAX_SNAPSHOTS = 100  # their names are the run's share in percent
+WHOLE: dict[str, tuple[int, int | None]] = {  # from and to, where there is a limit
+    **dict.fromkeys(("batch", "unroll", "steps", "min_count", "log_every"), (1, None)),
+    "negatives": (0, None),
+    "max_words": (4, None),
+    "seed": (0, MAX_SEED),
+    "snapshots": (0, MAX_SNAPSHOTS),
+}
+SHARES = ("dropout", "warm_up", "heldout_share")
+POSITIVE = ("lr", "clip", "epochs", "seconds", "save_every")
 UNCHECKED = {"cuda_graph", "save_every", "log_every"}  # do not change the result
 
 
@@ -62,21 +71,10 @@ class TrainSettings:
     snapshots: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("batch", 1), ("unroll", 1), ("negatives", 0), ("min_count", 1)):
-            object.__setattr__(self, name, whole_number(name, getattr(self, name), least))
-        object.__setattr__(self, "snapshots", whole_number("snapshots", self.snapshots, 0, MAX_SNAPSHOTS))
-        whole_number("log_every", self.log_every, 1)
-        whole_number("seed", self.seed, 0, MAX_SEED)
-        for name, least in (("max_words", 4), ("steps", 1)):
-            if getattr(self, name) is not None:
-                whole_number(name, getattr(self, name), least)
-        for name in ("dropout", "warm_up", "heldout_share"):
-            value = getattr(self, name)
-            check(_is_number(value) and 0 <= value < 1, name, "0 or more and less than 1", value)
-        for name in ("lr", "clip", "epochs", "seconds", "save_every"):
-            value = getattr(self, name)
-            is_right = value is None or (_is_number(value) and 0 < value <= FLOAT32_MAX)
-            check(is_right, name, "a positive number in float32's range", value)
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is not None or field.default is not None:
+                object.__setattr__(self, field.name, _checked(field.name, value))
         given = [name for name in ("epochs", "steps", "seconds") if getattr(self, name) is not None]
         check(len(given) <= 1, "length", "one of epochs, steps and seconds", " and ".join(given))
         if not given:
@@ -97,5 +95,15 @@ class TrainSettings:
         return {name: value for name, value in asdict(self).items() if name not in UNCHECKED}
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
+def _checked(name: str, value: Any) -> Any:
+    """Return a setting as Python's own number if it is one; FlashElmoError if it is out of range."""
+    if name in WHOLE:
+        return whole_number(name, value, *WHOLE[name])
+    if name not in SHARES + POSITIVE:
+        return value
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if name in SHARES:
+        check(is_number and 0 <= value < 1, name, "0 or more and less than 1", value)
+    else:
+        check(is_number and 0 < value <= FLOAT32_MAX, name, "a positive number in float32's range", value)
+    return float(value)
