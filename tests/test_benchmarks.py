@@ -38,7 +38,6 @@ from flashelmo.benchmarks.text import (
 )
 from flashelmo.benchmarks.worker import Here, Pool, Worker, WorkerError
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.model.checkpoints.native import write_native
 from flashelmo.engine.model.weights import expected_shapes
 from flashelmo.engine.text.schedule import Boundaries, build_schedule
 from flashelmo.engine.text.windows import Window
@@ -144,22 +143,14 @@ def test_peaks_and_bandwidths_are_measured(monkeypatch: pytest.MonkeyPatch) -> N
 # ------------------------------------------------------------------------------------------- contestants and turns
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model in the native format."""
-    path = tmp_path_factory.mktemp("model") / "tiny"
-    write_native(MODELS["skip"], path)
-    return path
-
-
-def test_a_worker_answers_and_refuses_in_its_callers_words(folder: Path) -> None:
+def test_a_worker_answers_and_refuses_in_its_callers_words(model: Path) -> None:
     psutil = pytest.importorskip("psutil")
     with Pool() as pool:
-        worker = pool.worker(Clock, engine, folder, dict(PROCESSOR["reference"]))
-        assert worker is pool.worker(Clock, engine, folder, dict(PROCESSOR["reference"]))
+        worker = pool.worker(Clock, engine, model, dict(PROCESSOR["reference"]))
+        assert worker is pool.worker(Clock, engine, model, dict(PROCESSOR["reference"]))
         assert worker.call("vectors", [["the", "cat"]])[0].shape == (3, 2, 8)
         with pytest.raises(WorkerError, match=r"^FileNotFoundError: .*no such text"):
-            worker.call("seconds", [folder / "no such text"])
+            worker.call("seconds", [model / "no such text"])
         assert worker.call("seconds", [generate(200)]) > 0  # it goes on after an error
 
         process = psutil.Process(worker.process.pid)  # and leaves the processor alone while it is idle
@@ -170,9 +161,9 @@ def test_a_worker_answers_and_refuses_in_its_callers_words(folder: Path) -> None
         process.kill()
         with pytest.raises(WorkerError, match="ended with exit code -9"):
             worker.call("window_tokens")
-        assert pool.worker(Clock, engine, folder, dict(PROCESSOR["reference"])).process.pid != process.pid
+        assert pool.worker(Clock, engine, model, dict(PROCESSOR["reference"])).process.pid != process.pid
     with pytest.raises(FlashElmoError, match="no precision 'bf16'"):
-        Worker(Clock, engine, folder, {"runtime": "ort", "precision": "bf16"})
+        Worker(Clock, engine, model, {"runtime": "ort", "precision": "bf16"})
 
 
 def embedding(factor: float) -> Way:
@@ -489,11 +480,11 @@ def test_a_job_that_fails_takes_no_other_with_it(tmp_path: Path, capsys: pytest.
     assert "m, bulk, all, FAILED: KeyError: 'gone'" in printed and "failures: 1; " in printed
 
 
-def test_a_quick_run_measures_every_section(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_quick_run_measures_every_section(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "tiny.json"
     text = tmp_path / "text.txt"
     text.write_text("".join(" ".join(sentence) + "\n" for sentence in generate(100_000)), encoding="utf-8")
-    arguments = f"--quick --models {folder} --contestants fp32 --text {text} --out {out}"
+    arguments = f"--quick --models {model} --contestants fp32 --text {text} --out {out}"
     assert command.main(arguments.split()) == 0
     found = Results.read(out)
     assert {row.section for row in found.rows} == {*SECTIONS, "limits"}

@@ -13,7 +13,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from checkpoint_files import fails
+from checkpoint_files import edit_json, fails, same_model
 from tiny_models import BILM, MODELS, SENTENCES, WORDS, random_model, with_tensors
 
 from flashelmo.engine.embedder import ElmoEmbedder
@@ -21,7 +21,7 @@ from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints import load_model
 from flashelmo.engine.model.checkpoints.bilm import write_bilm
 from flashelmo.engine.model.checkpoints.native import write_native
-from flashelmo.engine.model.weights import ElmoModel, ElmoWeights, check_tensors
+from flashelmo.engine.model.weights import ElmoModel, check_tensors
 from flashelmo.engine.reference.reference import ReferenceRuntime
 from flashelmo.engine.text.characters import WordEncoder
 
@@ -43,9 +43,7 @@ def word_folder(tmp_path) -> Path:
 
 
 def edit_options(folder: Path, change) -> None:
-    options = json.loads((folder / "options.json").read_text())
-    change(options)
-    (folder / "options.json").write_text(json.dumps(options))
+    edit_json(folder / "options.json", change)
 
 
 def edit_weights(folder: Path, change) -> None:
@@ -66,21 +64,12 @@ def datasets(path: Path) -> dict[str, np.ndarray]:
     return found
 
 
-def same_weights(found: ElmoModel, expected: ElmoModel, forget_bias: float = 0.0) -> None:
-    assert found.config == expected.config
-    tensors = dict(expected.weights.named_tensors())
-    assert [name for name, _ in found.weights.named_tensors()] == list(tensors)
-    for name, tensor in found.weights.named_tensors():
-        bound = forget_bias if name.startswith("lstm.") and name.endswith(".bias") else 0.0
-        np.testing.assert_allclose(tensor, tensors[name], rtol=0, atol=bound, err_msg=name)
-
-
 def with_zero_rows(model: ElmoModel) -> ElmoModel:
     """Row 0 of an embedding is no token: zero, and not in the file."""
     tensors = {name: tensor.copy() for name, tensor in model.weights.named_tensors()}
     for name in {"character_embedding", "word_embedding"} & tensors.keys():
         tensors[name][0] = 0
-    return replace(model, weights=ElmoWeights.from_named_tensors(tensors, model.config))
+    return with_tensors(model, tensors)
 
 
 @pytest.mark.parametrize("name", BILM_MODELS)
@@ -90,7 +79,7 @@ def test_what_is_written_is_read(name, tmp_path):
     expected = with_zero_rows(MODELS[name])
     if not expected.config.character_size:  # the options of a model of words have no place for a word's length
         expected = replace(expected, config=replace(expected.config, max_characters=50))
-    same_weights(once, expected, forget_bias=LOST_IN_FORGET_BIAS)
+    same_model(once, expected, forget_bias=LOST_IN_FORGET_BIAS)
     assert (once.format, once.path) == ("bilm-hdf5", tmp_path / "one" / "weights.hdf5")
     assert once.lexicon == MODELS[name].lexicon
 
@@ -100,7 +89,7 @@ def test_published_to_native_to_published_is_bit_identical(name, golden, tmp_pat
     original = load_model(golden / name)
     write_native(original, tmp_path / "native")
     write_bilm(load_model(tmp_path / "native"), tmp_path / "again")
-    same_weights(load_model(tmp_path / "again"), original)
+    same_model(load_model(tmp_path / "again"), original)
     expected, found = datasets(golden / name / "lm_weights.hdf5"), datasets(tmp_path / "again" / "weights.hdf5")
     assert found.keys() == expected.keys()
     for key, value in found.items():  # the sum of bias and 1 was rounded when the model was read
@@ -156,7 +145,7 @@ def test_options_that_vary(folder, change, field, value):
     model = load_model(folder)
     assert getattr(model.config, field) == value
     expected = replace(MODELS["skip"].config, **{field: value})
-    same_weights(model, with_zero_rows(replace(MODELS["skip"], config=expected)), LOST_IN_FORGET_BIAS)
+    same_model(model, with_zero_rows(replace(MODELS["skip"], config=expected)), LOST_IN_FORGET_BIAS)
 
 
 def test_absent_parts_may_go_unmentioned(tmp_path):
@@ -180,14 +169,14 @@ def test_a_single_layer(tmp_path, alone, mentioned):
             edit_weights(folder, lambda f, at=direction: f.move(f"{at}/MultiRNNCell/Cell0/LSTMCell", f"{at}/LSTMCell"))
     if not mentioned:
         edit_options(folder, lambda o: o["lstm"].pop("n_layers"))
-    same_weights(load_model(folder), with_zero_rows(expected), LOST_IN_FORGET_BIAS)
+    same_model(load_model(folder), with_zero_rows(expected), LOST_IN_FORGET_BIAS)
 
 
 def test_word_weights_beside_options_of_characters(word_folder, folder):
     expected = load_model(word_folder)
     characters = json.loads((folder / "options.json").read_text())["char_cnn"]
     edit_options(word_folder, lambda o: o.update(char_cnn=characters))
-    same_weights(load_model(word_folder), expected)
+    same_model(load_model(word_folder), expected)
 
 
 def test_tensors_of_training_and_other_widths_are_fine(folder):
@@ -199,7 +188,7 @@ def test_tensors_of_training_and_other_widths_are_fine(folder):
         put(file, "char_embed", file["char_embed"][()])
 
     edit_weights(folder, change)
-    same_weights(load_model(folder), expected)
+    same_model(load_model(folder), expected)
 
 
 @pytest.mark.parametrize(
@@ -219,23 +208,23 @@ def test_names_do_not_matter(folder, weights, options):
     (folder / "options.json").rename(folder / options)
     (folder / "README.txt").write_text("not a model")
     (folder / "sentences.json").write_text("[]")
-    same_weights(load_model(folder), expected)
-    same_weights(load_model(str(folder / weights)), expected)
+    same_model(load_model(folder), expected)
+    same_model(load_model(str(folder / weights)), expected)
 
 
 def test_vectors_beside_the_weights_are_not_taken_for_them(folder):
     expected = load_model(folder)
     with h5py.File(folder / "a_vectors.hdf5", "w") as file:
         file["0"] = np.zeros((3, 2, 8), np.float32)
-    same_weights(load_model(folder), expected)
+    same_model(load_model(folder), expected)
 
 
 def test_options_elsewhere(folder, tmp_path):
     expected = load_model(folder)
     (folder / "options.json").rename(tmp_path / "o.json")
     fails(folder, r"weights\.hdf5: expected one options file beside it")
-    same_weights(load_model(folder / "weights.hdf5", tmp_path / "o.json"), expected)
-    same_weights(load_model(folder, str(tmp_path / "o.json")), expected)
+    same_model(load_model(folder / "weights.hdf5", tmp_path / "o.json"), expected)
+    same_model(load_model(folder, str(tmp_path / "o.json")), expected)
 
 
 @pytest.mark.parametrize("inner", ["", "209/"])
@@ -252,7 +241,7 @@ def test_archives(word_folder, tmp_path, kind, inner):
             for file in files:
                 tar.add(file, inner + file.name)
     model = load_model(path)
-    same_weights(model, load_model(word_folder))
+    same_model(model, load_model(word_folder))
     assert model.path == path and model.lexicon == WORDS
 
 
@@ -482,7 +471,7 @@ def test_groups_in_groups_are_soon_read(folder):
 
     edit_weights(folder, change)
     started = time.monotonic()
-    same_weights(load_model(folder), expected)
+    same_model(load_model(folder), expected)
     assert time.monotonic() - started < 5
 
 

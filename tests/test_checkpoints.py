@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoint_files import edit_json, fails
+from checkpoint_files import edit_json, fails, same_model
 from manylangs_files import write as write_manylangs
 from safetensors.numpy import load_file, save_file
 from tiny_models import MODELS
@@ -22,21 +22,13 @@ from flashelmo.engine.model.checkpoints.bilm import write_bilm
 from flashelmo.engine.model.checkpoints.convert import convert, describe
 from flashelmo.engine.model.checkpoints.native import read_safetensors, release_pages, write_native
 from flashelmo.engine.model.config import ElmoConfig
-from flashelmo.engine.model.weights import ElmoModel, check_tensors
+from flashelmo.engine.model.weights import check_tensors
 
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
     write_native(MODELS["manylangs"], tmp_path / "model")
     return tmp_path / "model"
-
-
-def same_model(found: ElmoModel, expected: ElmoModel) -> None:
-    assert found.config == expected.config and found.lexicon == expected.lexicon
-    tensors = dict(expected.weights.named_tensors())
-    assert [name for name, _ in found.weights.named_tensors()] == list(tensors)
-    for name, tensor in found.weights.named_tensors():
-        np.testing.assert_array_equal(tensor, tensors[name], err_msg=name)
 
 
 def edit_tensors(folder: Path, change) -> None:

@@ -18,7 +18,7 @@ from kernel_lstm import FLOATS, random_layer
 from tiny_models import BILM, random_model
 
 from flashelmo.engine.embedder import ElmoEmbedder
-from flashelmo.engine.model.weights import ElmoModel, ElmoWeights
+from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.settings import CudaSettings
 from flashelmo.kernels import linear as linear_module
 from flashelmo.kernels import linear_tma, tuning
@@ -52,9 +52,7 @@ CASES = [
 def model() -> ElmoModel:
     """Values like a trained model's, which no clip cuts: they would hide what differs."""
     config = replace(BILM, cell_size=C, projection_size=P, cell_clip=3.0, projection_clip=3.0)
-    made = random_model(config)
-    tensors = {name: tensor * np.float32(P**-0.5) for name, tensor in made.weights.named_tensors()}
-    return replace(made, weights=ElmoWeights.from_named_tensors(tensors, config))
+    return random_model(config, deviation=0.7 * P**-0.5)
 
 
 def company(n: int) -> list[list[str]]:

@@ -1,7 +1,6 @@
 """What the CUDA runtime gives of a window: arrays that belong to the caller, or views of a tensor on the device."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ pytest.importorskip("triton")
 from cuda_runs import AHEAD, ONE_LAYER, TORCH_DEVICE, assert_close, on_cuda, on_host
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_models import MODELS
+from tiny_models import MODELS, with_tensors
 
 from flashelmo.engine.cuda import executor as executor_module
 from flashelmo.engine.cuda import results as results_module
@@ -25,7 +24,7 @@ from flashelmo.engine.cuda.results import Callbacks, Results
 from flashelmo.engine.cuda.transfer import Staging, Transfers
 from flashelmo.engine.embed_file import embed_file
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.model.weights import ElmoModel, ElmoWeights
+from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.output import Output
 from flashelmo.engine.reference.reference import ReferenceRuntime
 from flashelmo.engine.sinks import open_sink
@@ -221,10 +220,8 @@ def test_float16_files(output: Output, tmp_path: Path, expected: list[Any]) -> N
 
 def with_bias(value: float) -> ElmoModel:
     """A model whose word vectors are about that large."""
-    model = MODELS["skip"]
-    tensors = {name: tensor.copy() for name, tensor in model.weights.named_tensors()}
-    tensors["projection.bias"][:] = value
-    return replace(model, weights=ElmoWeights.from_named_tensors(tensors, model.config))
+    tensors = dict(MODELS["skip"].weights.named_tensors())
+    return with_tensors(MODELS["skip"], tensors | {"projection.bias": np.full_like(tensors["projection.bias"], value)})
 
 
 def test_values_beyond_float16_are_refused(tmp_path: Path) -> None:

@@ -3,20 +3,18 @@
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from tiny_models import BILM, MODELS, random_model
+from tiny_models import GENTLE, MODELS
 
 from flashelmo.cli import main
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints.native import write_native
-from flashelmo.engine.model.weights import ElmoWeights
 from flashelmo.engine.precision import tolerance
 from flashelmo.export import OnnxElmo, export_onnx
 from flashelmo.export.verification.report import short
@@ -30,12 +28,8 @@ EXACT = tolerance("fp32", "onnx")
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights of a trained model's size: no gate is saturated, so that 8 bits suffice."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
-    config = replace(BILM, cell_size=64, projection_size=16, cell_clip=3.0, projection_clip=3.0)
-    tensors = {name: 0.3 * tensor for name, tensor in random_model(config).weights.named_tensors()}
-    weights = ElmoWeights.from_named_tensors(tensors, config)
-    write_native(replace(random_model(config), weights=weights), folder)
+    write_native(GENTLE, folder)
     return folder
 
 

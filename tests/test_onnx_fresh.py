@@ -17,10 +17,9 @@ import numpy.typing as npt
 import pytest
 from packaging.requirements import Requirement
 from test_architecture import FACE, package_folder
-from tiny_models import BILM, MANYLANGS, MANYLANGS_LEXICON, random_model
+from tiny_models import BILM, GENTLE, MANYLANGS, MANYLANGS_LEXICON, random_model
 
 from flashelmo.engine.embedder import ElmoEmbedder
-from flashelmo.engine.model.weights import ElmoModel, ElmoWeights
 from flashelmo.engine.precision import PrecisionName, tolerance
 from flashelmo.export.build import build_buckets, build_onnx
 
@@ -33,19 +32,12 @@ RELATIVE = {name: tolerance(name, "onnx") for name in ("fp16", "int8")}
 BATCH = 8
 
 
-def gentle_model() -> ElmoModel:
-    """Weights of a trained model's size: no gate is saturated, so that 8 bits suffice."""
-    config = replace(BILM, cell_size=64, projection_size=16, cell_clip=3.0, projection_clip=3.0)
-    tensors = {name: 0.3 * tensor for name, tensor in random_model(config).weights.named_tensors()}
-    return replace(random_model(config), weights=ElmoWeights.from_named_tensors(tensors, config))
-
-
 MODELS = {
     "bilm": random_model(replace(BILM, max_characters=50)),
     "stateful": random_model(BILM),
     "manylangs": random_model(MANYLANGS, MANYLANGS_LEXICON),
-    "fp16": gentle_model(),
-    "int8": gentle_model(),
+    "fp16": GENTLE,
+    "int8": GENTLE,
     "unrolled": random_model(BILM),
 }
 PRECISIONS: dict[str, PrecisionName] = {"fp16": "fp16", "int8": "int8"}  # all others are fp32

@@ -14,13 +14,11 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto
-from tiny_models import BILM, MODELS, SENTENCES, random_model
+from tiny_models import BILM, GENTLE, MODELS, SENTENCES, random_model, with_tensors
 
 from flashelmo.cli import main
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints.native import write_native
-from flashelmo.engine.model.config import ElmoConfig
-from flashelmo.engine.model.weights import ElmoModel, ElmoWeights
 from flashelmo.engine.precision import PrecisionName, tolerance
 from flashelmo.engine.reference.reference import ReferenceRuntime
 from flashelmo.export import OnnxElmo, buckets, export_onnx, unrolled
@@ -108,13 +106,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def gentle(config: ElmoConfig = BILM, scale: float = 0.4) -> ElmoModel:
-    """A model whose weights saturate nothing, so that 16 bits suffice."""
-    model = random_model(replace(config, cell_size=32, projection_size=16, cell_clip=3.0, projection_clip=3.0))
-    tensors = {name: np.float32(scale) * tensor for name, tensor in model.weights.named_tensors()}
-    return replace(model, weights=ElmoWeights.from_named_tensors(tensors, model.config))
-
-
 # ------------------------------------------------------------------------------------------------------------- vectors
 
 
@@ -166,7 +157,7 @@ def test_what_a_batch_left_behind_is_seen_by_no_other(folder: Path) -> None:
 )
 def test_the_gate_passes_every_shape(tmp_path: Path, bucket: tuple[int, int], precision: PrecisionName) -> None:
     """Steps that are one, a prime number, or more than a Split takes at once."""
-    model, (batch, steps) = gentle(), bucket
+    model, (batch, steps) = GENTLE, bucket
     ((path, meant),) = build_buckets(model, tmp_path, [bucket], precision=precision).items()
     report = verify(path, model, sentences=[["the", "cat"], ["sat", "on", "a"], ["é"]], expected=meant)
     assert report.passed, report.failures
@@ -175,7 +166,7 @@ def test_the_gate_passes_every_shape(tmp_path: Path, bucket: tuple[int, int], pr
 
 
 def test_fp16_multiplies_in_fp16_and_keeps_cells_in_float32(tmp_path: Path) -> None:
-    ((path, _),) = build_buckets(gentle(), tmp_path, [(3, 3)], precision="fp16").items()
+    ((path, _),) = build_buckets(GENTLE, tmp_path, [(3, 3)], precision="fp16").items()
     values = Values(path)
     for node in values.graph.node:
         if node.op_type in ("MatMul", "Gemm"):
@@ -184,7 +175,7 @@ def test_fp16_multiplies_in_fp16_and_keeps_cells_in_float32(tmp_path: Path) -> N
             assert values.type_of(node.output[0]) == "float"
     data = (tmp_path / BUCKET_DATA).stat().st_size
     (tmp_path / "fp32").mkdir()
-    build_buckets(gentle(), tmp_path / "fp32", [(2, 3)])
+    build_buckets(GENTLE, tmp_path / "fp32", [(2, 3)])
     assert data < 0.85 * (tmp_path / "fp32" / BUCKET_DATA).stat().st_size  # tiny tensors, at places of 4 KB
 
 
@@ -258,7 +249,7 @@ def test_a_step_has_few_nodes_for_both_directions(tmp_path: Path) -> None:
 
 
 def test_files_of_a_folder_share_their_weights(tmp_path: Path) -> None:
-    built = build_buckets(gentle(), tmp_path, [(1, 4), (2, 4), (2, 9)])
+    built = build_buckets(GENTLE, tmp_path, [(1, 4), (2, 4), (2, 9)])
     assert {path.name for path in tmp_path.iterdir()} == {*(path.name for path in built), BUCKET_DATA}
     places = []
     for path in built:
@@ -282,7 +273,7 @@ def test_files_that_need_other_weights_share_them_all_the_same(tmp_path: Path) -
 
 
 def test_the_command_writes_a_folder_that_opens(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    write_native(gentle(), tmp_path / "model")
+    write_native(GENTLE, tmp_path / "model")
     (tmp_path / "text.txt").write_text("the cat sat\n\ncat\n", encoding="utf-8")
     out = tmp_path / "out"
     given = ["export", tmp_path / "model", out, "--for", "cuda", "--steps", "4", "--batch", "2,1", "--all"]
@@ -309,7 +300,7 @@ def test_the_command_writes_a_folder_that_opens(tmp_path: Path, capfd: pytest.Ca
 
 
 def test_a_broken_weight_is_found(tmp_path: Path) -> None:
-    model = gentle()
+    model = GENTLE
     ((path, meant),) = build_buckets(model, tmp_path, [(2, 4)]).items()
     weight = next(
         tensor
@@ -355,7 +346,7 @@ def test_the_gate_asks_cuda_whether_a_node_is_left_to_the_host(tmp_path: Path, m
 
     monkeypatch.setattr(session, "open_session", open_session)
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
-    model = gentle()
+    model = GENTLE
     ((path, meant),) = build_buckets(model, tmp_path, [(2, 3)]).items()
     report = verify(path, model, sentences=[["the"]], providers="cuda", expected=meant)
     assert report.failures == (f"{path.name}: ONNX Runtime cannot load it: {refused}",)
@@ -446,10 +437,9 @@ def test_a_bucket_whose_arrays_are_too_large(tmp_path: Path) -> None:
 
 
 def test_gates_that_float16_cannot_hold_doubled(tmp_path: Path) -> None:
-    model = gentle()
-    tensors = {name: tensor.copy() for name, tensor in model.weights.named_tensors()}
+    tensors = {name: tensor.copy() for name, tensor in GENTLE.weights.named_tensors()}
     tensors["lstm.0.forward.bias"][2, 0] = 40_000
-    large = replace(model, weights=ElmoWeights.from_named_tensors(tensors, model.config))
+    large = with_tensors(GENTLE, tensors)
     with pytest.raises(FlashElmoError, match=r"tensor lstm.0.bias: expected gates within half of float16's range$"):
         build_buckets(large, tmp_path, [(1, 2)], precision="fp16")
 

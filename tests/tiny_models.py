@@ -52,6 +52,10 @@ def random_model(
     return ElmoModel(config, ElmoWeights.from_named_tensors(tensors, config), lexicon, Path("random"), "native")
 
 
+# Vectors as large as a trained model's: no gate is saturated and no clip cuts, so that few bits suffice.
+GENTLE = random_model(
+    replace(BILM, cell_size=64, projection_size=16, cell_clip=3.0, projection_clip=3.0), deviation=0.2
+)
 MODELS = {
     "skip": random_model(BILM),
     "no skip": random_model(replace(BILM, skip_connections=False)),
