@@ -22,7 +22,8 @@ from flashelmo.engine.bulk import inputs, workers
 from flashelmo.engine.bulk.folder import verify
 from flashelmo.engine.bulk.locks import locked
 from flashelmo.engine.bulk.on_ray import RayUnit, embed_on_ray
-from flashelmo.engine.bulk.units import DONE, MOST_SHARDS, Corpus, EmbedUnit, Unit, make_plan
+from flashelmo.engine.bulk.source import Unit
+from flashelmo.engine.bulk.units import DONE, MOST_SHARDS, Corpus, EmbedUnit, make_plan
 from flashelmo.engine.bulk.workers import embed_with_workers
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
 from flashelmo.engine.output import Output

@@ -16,7 +16,7 @@ parquet.py      a column of a Parquet file
 tokenizers.py   raw text to tokens
 
 run.py          `embed_corpus`: an input into a folder of shards
-source.py       the shards that a job still has to write, cut out of its input
+source.py       the shards that still have to be written, cut out of the input
 attempt.py      reading, computing and writing at the same time
 stages.py       calls in the background, one after the other
 shards.py       what a shard is

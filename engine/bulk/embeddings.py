@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from operator import index
 from pathlib import Path
-from typing import Any, Protocol, SupportsIndex, overload
+from typing import Any, SupportsIndex, overload
 
 import numpy as np
 import pyarrow as pa
@@ -168,15 +168,6 @@ class Embeddings:
         return self._open[k]
 
 
-class _Values(Protocol):
-    """A shard's rows."""
-
-    def __init__(self, path: Path, rows: Rows) -> None: ...
-
-    def rows(self, b: int) -> Array:
-        """Those of its record b."""
-
-
 @dataclass
 class _Shard:
     """An open shard."""
@@ -184,7 +175,7 @@ class _Shard:
     folder: Path
     meta: Meta
     row_shape: Rows
-    make: type[_Values]
+    make: type[NativeValues] | type[ParquetValues]
 
     @cached_property
     def path(self) -> Path:
@@ -198,7 +189,7 @@ class _Shard:
         return numbers
 
     @cached_property
-    def values(self) -> _Values:
+    def values(self) -> NativeValues | ParquetValues:
         """Its vectors."""
         with _reading(self.path):
             return self.make(self.path, self.row_shape)

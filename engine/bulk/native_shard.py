@@ -29,17 +29,17 @@ class NativeWriter:
         self._file = NewFile(folder / f"{shard_name(shard.number)}.safetensors")
 
     def begin(self) -> None:
-        """See `ShardWriter`."""
+        """Write what comes before the vectors."""
         shape = int(self._offsets[-1]), *self._rows.shape
         self._file.write(head_of(self._offsets, shape, self._rows.dtype))
         self._file.write(self._offsets.astype("<i8").view(np.uint8))
 
     def write(self, block: Array) -> None:
-        """See `ShardWriter`."""
+        """Write the next rows."""
         self._file.write(block.reshape(-1).view(np.uint8))
 
     def publish(self) -> dict[str, Any]:
-        """See `ShardWriter`."""
+        """Finish, and return each file's size and sha256, by its name."""
         found = {self._file.path.name: self._file.publish()}
         file = NewFile(self._index_path)
         try:
@@ -50,7 +50,7 @@ class NativeWriter:
             raise
 
     def abort(self) -> None:
-        """See `ShardWriter`."""
+        """Leave nothing behind."""
         self._file.abort()
 
 

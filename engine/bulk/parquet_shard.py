@@ -32,7 +32,7 @@ class ParquetWriter:
         self._writer: Any = None
 
     def begin(self) -> None:
-        """See `ShardWriter`."""
+        """Write what comes before the vectors."""
         index, rows = self._index, self._rows
         schema = index.schema.append(
             pa.field("values", self._column(np.empty((0, *rows.shape), rows.dtype), 0, 0).type)
@@ -46,19 +46,19 @@ class ParquetWriter:
         )
 
     def write(self, block: Array) -> None:
-        """See `ShardWriter`."""
+        """Write the next rows."""
         self._blocks.append(block)
         self._n_rows += len(block)
         self._write_groups()
 
     def publish(self) -> dict[str, Any]:
-        """See `ShardWriter`."""
+        """Finish, and return each file's size and sha256, by its name."""
         self._write_groups()
         self._writer.close()
         return {self._file.path.name: self._file.publish()}
 
     def abort(self) -> None:
-        """See `ShardWriter`."""
+        """Leave nothing behind."""
         if self._writer is not None:
             self._writer.is_open = False  # it would write its end when it is freed
         self._file.abort()

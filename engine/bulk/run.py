@@ -18,7 +18,7 @@ from flashelmo.engine.bulk.locks import begin_writing
 from flashelmo.engine.bulk.parts import Reader
 from flashelmo.engine.bulk.report import Report
 from flashelmo.engine.bulk.shards import FORMATS, Rows, Shard, ShardFormat, Target, shard_name
-from flashelmo.engine.bulk.source import ShardSource, Source, default_shard_records, describe_input, first_records
+from flashelmo.engine.bulk.source import Source, UnitSource, default_shard_records, describe_input, first_records
 from flashelmo.engine.embed_file import Embedder, OnTextProgress
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Output
@@ -138,7 +138,7 @@ class Run:
         self._undone: deque[Shard] = deque()  # under way: read and not yet finished, in order
         self._again: deque[Shard] = deque()  # undone when an attempt failed, in order
 
-    def run(self, source: ShardSource) -> Report:
+    def run(self, source: Source | UnitSource) -> Report:
         """Embed the source's shards."""
         started, before = time.perf_counter(), replace(self._embedder.statistics)
         failed, n_failed = -1, 0
@@ -187,7 +187,7 @@ class Run:
         self._report.add_shard(meta)
         self._on_finish(meta)
 
-    def _shards(self, source: ShardSource, check_disk: bool) -> Iterator[Shard]:
+    def _shards(self, source: Source | UnitSource, check_disk: bool) -> Iterator[Shard]:
         """Yield the shards that are not finished, each under way from then on; optionally check the room for them."""
         while self._again:
             self._undone.append(self._again.popleft())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -17,22 +17,6 @@ from flashelmo.engine.sinks.files import write_json
 HALF_EXPONENT = np.uint16(0x7C00)  # all its bits are set in infinity and NaN
 
 
-class _Values(Protocol):
-    """Writes a shard's vectors into files."""
-
-    def begin(self) -> None:
-        """Write what comes before them."""
-
-    def write(self, block: Array) -> None:
-        """Write the next rows."""
-
-    def publish(self) -> dict[str, Any]:
-        """Finish, and return each file's size and sha256, by its name."""
-
-    def abort(self) -> None:
-        """Leave nothing behind."""
-
-
 class ShardWriter:
     """Writes one shard; its calls may come from any thread, one after the other.
 
@@ -43,7 +27,7 @@ class ShardWriter:
 
     def __init__(self, target: Target, shard: Shard) -> None:
         self._target, self._shard = target, shard
-        self._values: _Values | None = None
+        self._values: NativeWriter | ParquetWriter | None = None
         self._n_rows = 0
 
     def write(self, block: Array) -> None:
@@ -82,7 +66,7 @@ class ShardWriter:
         if self._values is not None:
             self._values.abort()
 
-    def _open(self) -> _Values:
+    def _open(self) -> NativeWriter | ParquetWriter:
         if self._values is None:
             target, shard = self._target, self._shard
             index = index_table(shard.records, target.rows, target.keep_tokens)

@@ -1,14 +1,14 @@
-"""What a job still has to write: shards, cut out of its input."""
+"""What still has to be written: shards, cut out of the input; all of a job, or single ones that are asked for."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -68,15 +68,15 @@ def describe_input(reader: Reader) -> dict[str, Any]:
     return described
 
 
-class ShardSource(Protocol):
-    """Shards that are to be written."""
+@dataclass(frozen=True)
+class Unit:
+    """A shard's number, the place of its first record (see `Place`), and whether the input ends with it."""
 
-    @property
-    def number(self) -> int:
-        """The number of the shard that is read next."""
-
-    def shards(self) -> Iterator[Shard]:
-        """Yield shards from where the last call left off: it may be called again after an error."""
+    shard: int
+    record: int
+    line: int
+    byte: int
+    last: bool
 
 
 class Source:
@@ -112,11 +112,11 @@ class Source:
     def parts(self) -> Iterator[tuple[int, Part, bool]]:
         """Yield, as `shards` does, a shard's number, its part of the input, and whether the input ends with it."""
         while not self._at_end:
-            part = self._part = self._part or self._take(self._place) or no_part()
+            part = self._part = self._part or self._take(self._place) or _no_part()
             following = self._take(part.end) if part.n_records == self._n else None
             number, last = self.number, following is None
             if number in self._kept:
-                check_kept(self._reader.name, part, last, self._kept[number])
+                _check_kept(self._reader.name, part, last, self._kept[number])
             self._part, self._place, self._at_end = following, part.end, last
             if number not in self._kept and number % self._num_shards == self._shard_id:
                 yield number, part, last
@@ -128,7 +128,39 @@ class Source:
         return self._reader.take(self._n)
 
 
-def check_kept(name: str, part: Part, last: bool, meta: Meta) -> None:
+class UnitSource:
+    """The shards of units, read from where each begins.
+
+    Args:
+        reader: of the input.
+        n: records per shard.
+        units: those to do.
+    """
+
+    def __init__(self, reader: Reader, n: int, units: Iterable[Unit]) -> None:
+        self._reader, self._n, self._units = reader, n, iter(units)
+        self._unit: Unit | None = None  # the one being read
+        self.number = 0
+
+    def shards(self) -> Iterator[Shard]:
+        """Do as `Source.shards`."""
+        n = self._n
+        while (unit := self._unit or next(self._units, None)) is not None:
+            self._unit, self.number = unit, unit.shard
+            self._reader.seek(Place(unit.record, unit.line, unit.byte))
+            part = self._reader.take(n)
+            if part is None:
+                if unit.record:
+                    raise FlashElmoError(f"{self._reader.name}: expected record {unit.record}, found the end")
+                part = _no_part()
+            if part.n_records < n and not unit.last:
+                found = f"expected {n} records from record {unit.record} on, found {part.n_records}"
+                raise FlashElmoError(f"{self._reader.name}: {found}; the input has changed: --overwrite starts over")
+            self._unit = None
+            yield Shard.of(unit.shard, part, unit.last)
+
+
+def _check_kept(name: str, part: Part, last: bool, meta: Meta) -> None:
     """Raise FlashElmoError if the input, of this name, is not the one from which a shard was made."""
     found = (part.sha256, asdict(part.end), last)
     if found != (meta["input_sha256"], meta["end"], meta["last"]):
@@ -138,7 +170,7 @@ def check_kept(name: str, part: Part, last: bool, meta: Meta) -> None:
         )
 
 
-def no_part() -> Part:
+def _no_part() -> Part:
     """Return the part of an input without records: a shard without any."""
     return Part(Place(), Place(), 0, b"", _empty)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -20,12 +20,12 @@ import numpy as np
 from flashelmo.engine.arguments import expect_no_state, is_stream
 from flashelmo.engine.bulk import folder as folders
 from flashelmo.engine.bulk.locks import begin_writing, locked
-from flashelmo.engine.bulk.parts import Place, Reader
+from flashelmo.engine.bulk.parts import Reader
 from flashelmo.engine.bulk.records import open_reader
 from flashelmo.engine.bulk.report import Report
 from flashelmo.engine.bulk.run import Run, describe_run
-from flashelmo.engine.bulk.shards import Rows, Shard, ShardFormat, Target, shard_name
-from flashelmo.engine.bulk.source import Source, default_shard_records, first_records, no_part
+from flashelmo.engine.bulk.shards import Rows, ShardFormat, Target, shard_name
+from flashelmo.engine.bulk.source import Source, Unit, UnitSource, default_shard_records, first_records
 from flashelmo.engine.embed_file import Embedder, OnTextProgress
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints import load_model
@@ -73,17 +73,6 @@ class Corpus:
         """See `describe_run`."""
         how = self.format, self.shard_records, self.keep_tokens
         return describe_run(embedder, reader, self.folder, self.output, *how)
-
-
-@dataclass(frozen=True)
-class Unit:
-    """A shard's number, the place of its first record (see `Place`), and whether the input ends with it."""
-
-    shard: int
-    record: int
-    line: int
-    byte: int
-    last: bool
 
 
 @dataclass(frozen=True)
@@ -159,38 +148,6 @@ def _missing(n: int, reader: Reader, kept: dict[int, folders.Meta]) -> Iterator[
         yield Unit(0, 0, 1, 0, kept[0]["last"])
 
 
-class UnitSource:
-    """The shards of units; see `ShardSource`.
-
-    Args:
-        reader: of the input.
-        n: records per shard.
-        units: those to do.
-    """
-
-    def __init__(self, reader: Reader, n: int, units: Iterable[Unit]) -> None:
-        self._reader, self._n, self._units = reader, n, iter(units)
-        self._unit: Unit | None = None  # the one being read
-        self.number = 0
-
-    def shards(self) -> Iterator[Shard]:
-        """See `ShardSource`."""
-        n = self._n
-        while (unit := self._unit or next(self._units, None)) is not None:
-            self._unit, self.number = unit, unit.shard
-            self._reader.seek(Place(unit.record, unit.line, unit.byte))
-            part = self._reader.take(n)
-            if part is None:
-                if unit.record:
-                    raise FlashElmoError(f"{self._reader.name}: expected record {unit.record}, found the end")
-                part = no_part()
-            if part.n_records < n and not unit.last:
-                found = f"expected {n} records from record {unit.record} on, found {part.n_records}"
-                raise FlashElmoError(f"{self._reader.name}: {found}; the input has changed: --overwrite starts over")
-            self._unit = None
-            yield Shard.of(unit.shard, part, unit.last)
-
-
 class EmbedUnit:
     """Embeds units of a corpus, one per call or a stream of them.
 
@@ -263,16 +220,13 @@ def _waited_for(folder: Path, shard: int) -> Iterator[None]:
         FlashElmoError: it keeps it for too long.
     """
     until = time.monotonic() + WAIT_SECONDS
-    while True:
-        lock = locked(folder, MOST_SHARDS, shard)
-        try:
-            lock.__enter__()
-            break
-        except FlashElmoError:
-            if time.monotonic() > until:
-                raise
-            time.sleep(1.0)
-    try:
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(locked(folder, MOST_SHARDS, shard))
+                break
+            except FlashElmoError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(1.0)
         yield
-    finally:
-        lock.__exit__(None, None, None)

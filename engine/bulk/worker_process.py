@@ -14,7 +14,8 @@ from typing import Any, NoReturn
 from flashelmo.engine import child
 from flashelmo.engine.allocator import return_large_arrays
 from flashelmo.engine.bulk.locks import locked
-from flashelmo.engine.bulk.units import Corpus, EmbedUnit, Unit
+from flashelmo.engine.bulk.source import Unit
+from flashelmo.engine.bulk.units import EmbedUnit
 
 # Its messages: it wants a unit; a shard is finished; all of its shards are, with its report; it cannot go on.
 WANTS, FINISHED, REPORT, FAILED = "wants", "finished", "report", "failed"
@@ -52,12 +53,9 @@ class _Worker:
         corpus, n_workers, number = self._connection.recv()
         threading.Thread(target=self._receive, daemon=True).start()
         with locked(corpus.folder, n_workers, number):
-            report = self._embed(corpus)
-        self.send(REPORT, report)
-
-    def _embed(self, corpus: Corpus) -> dict[str, Any]:
-        embed = EmbedUnit(corpus)
-        return asdict(embed.run(self._units(embed), lambda meta: self.send(FINISHED, meta)))
+            embed = EmbedUnit(corpus)
+            report = embed.run(self._units(embed), lambda meta: self.send(FINISHED, meta))
+        self.send(REPORT, asdict(report))
 
     def _units(self, embed: EmbedUnit) -> Iterator[Unit]:
         """Yield the units to embed; one that a killed process has finished is reported as finished."""

@@ -20,7 +20,8 @@ from flashelmo.engine.arguments import whole_number
 from flashelmo.engine.bulk import folder as folders
 from flashelmo.engine.bulk.locks import locked
 from flashelmo.engine.bulk.report import Report
-from flashelmo.engine.bulk.units import Corpus, CorpusPlan, Unit, make_plan
+from flashelmo.engine.bulk.source import Unit
+from flashelmo.engine.bulk.units import Corpus, CorpusPlan, make_plan
 from flashelmo.engine.bulk.worker_process import FINISHED, REPORT, WANTS
 from flashelmo.engine.embed_file import OnTextProgress
 from flashelmo.engine.errors import FlashElmoError

@@ -11,21 +11,25 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from math import prod
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from flashelmo.engine.arguments import flag, path_of
 from flashelmo.engine.arrays import Array
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.output import Index, Output
+from flashelmo.engine.output import Output
 from flashelmo.engine.sinks.files import check_path, publish, take_name, temporary_beside, writing
 
-__all__ = ["HDF5_SUFFIXES", "Record", "Sink", "Store", "open_sink", "take_name", "writing"]
+if TYPE_CHECKING:
+    from flashelmo.engine.sinks.hdf5 import Hdf5File
+    from flashelmo.engine.sinks.npz import NpzFile
+
+__all__ = ["HDF5_SUFFIXES", "Record", "Sink", "open_sink", "take_name", "writing"]
 
 HDF5_SUFFIXES = (".h5", ".hdf5", ".hdf", "")
 INDEX_NAME = "sentence_to_index"
@@ -48,32 +52,6 @@ class Record(NamedTuple):
     n_tokens: int
 
 
-class Store(Protocol):
-    """A file format: named arrays, written one by one."""
-
-    def key_of(self, record_id: str) -> str:
-        """Return the key for a record's own id: the id itself, if it can be a key."""
-
-    def add(
-        self,
-        key: str,
-        shape: tuple[int, ...],
-        dtype: str,
-        blocks: Iterable[tuple[Index, Array]],
-        original_id: str | None = None,
-    ) -> None:
-        """Write one array, given as blocks in C order, and the record's id if the key differs from it."""
-
-    def add_text(self, key: str, text: str) -> None:
-        """Write one text as an array of shape (1,)."""
-
-    def close(self) -> None:
-        """Finish the file."""
-
-    def abort(self) -> None:
-        """Close the file without finishing it, whatever its state."""
-
-
 class Sink:
     """Writes sentences one after the other into a store, under the keys of AllenNLP's `elmo` command (0.9).
 
@@ -88,7 +66,9 @@ class Sink:
         output: what to keep of a sentence.
     """
 
-    def __init__(self, path: Path, store: Store, output: Output, use_sentence_keys: bool, forget_sentences: bool):
+    def __init__(
+        self, path: Path, store: Hdf5File | NpzFile, output: Output, use_sentence_keys: bool, forget_sentences: bool
+    ) -> None:
         self.path = path
         self.output = output
         self.needs_sentences = use_sentence_keys or not forget_sentences
@@ -242,7 +222,7 @@ def _is_npz(path: Path) -> bool:
     return suffix == ".npz"
 
 
-def _open_store(path: Path, is_npz: bool) -> Store:
+def _open_store(path: Path, is_npz: bool) -> Hdf5File | NpzFile:
     if is_npz:
         from flashelmo.engine.sinks.npz import NpzFile
 

@@ -41,7 +41,7 @@ class Hdf5File:
         blocks: Iterable[tuple[Index, Array]],
         original_id: str | None = None,
     ) -> None:
-        """Write one array, with an id, if given, as an attribute.
+        """Write one array, given as blocks in C order, with an id, if given, as an attribute.
 
         KeyError: the key is taken, or cannot be one, like ".". OSError: the disk is full.
         """

@@ -32,7 +32,9 @@ class NpzFile:
         blocks: Iterable[tuple[Index, Array]],
         original_id: str | None = None,
     ) -> None:
-        """Write one array; there is no place for an id. KeyError: the key is taken, or too long for an archive.
+        """Write one array, given as blocks in C order; there is no place for an id.
+
+        KeyError: the key is taken, or too long for an archive.
 
         Of the keys `a` and `a.npy` NumPy would find the first one by both.
         """
