@@ -35,9 +35,11 @@ from flashelmo.engine.bulk.run import embed_corpus
 from flashelmo.engine.bulk.shards import Rows
 from flashelmo.engine.bulk.source import default_shard_records
 from flashelmo.engine.bulk.stages import Stage
+from flashelmo.engine.bulk.units import Corpus, make_plan
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints.native import write_native
+from flashelmo.engine.model.named.locate import bundled
 from flashelmo.engine.output import Output
 from flashelmo.engine.sinks.files import NewFile
 
@@ -338,6 +340,18 @@ def test_who_reads_a_damaged_file_names_it(tmp_path: Path, run: Callable[..., Re
             list(open_embeddings(out))
         assert str(error.value).startswith(str(out / name.partition(".")[0])) and "\n" not in str(error.value)
         (out / name).write_bytes(before[name])
+
+
+def test_a_number_of_records_that_no_shard_has_is_refused(
+    tmp_path: Path, text_file: Path, run: Callable[..., Report]
+) -> None:
+    run()
+    for found in (None, "5", 0, -5, 5.0, True):
+        (tmp_path / "out" / "run.json").write_text(json.dumps({"shard_records": found}), encoding="utf-8")
+        with pytest.raises(FlashElmoError, match=r"run.json: shard_records: expected 1 or more, found"):
+            run(shard_records=None, resume=True)
+        with pytest.raises(FlashElmoError, match=r"run.json: shard_records: expected 1 or more, found"):
+            make_plan(Corpus(bundled(), str(text_file), tmp_path / "out"), resume=True)
 
 
 def test_a_gap_is_told_by_its_ends(tmp_path: Path, run: Callable[..., Report]) -> None:

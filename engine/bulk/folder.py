@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from flashelmo.engine.arguments import utf8_path_of
+from flashelmo.engine.arguments import utf8_path_of, whole_number
 from flashelmo.engine.bulk.shards import shard_name
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.files import check_link, sha256_of
@@ -83,8 +83,7 @@ def start(folder: Path, fingerprint: Meta, shard_records: Callable[[], int]) -> 
     path = folder / RUN
     fingerprint = json.loads(json.dumps({"format_version": FORMAT_VERSION, **fingerprint}))
     if fingerprint["shard_records"] is None:
-        known = read_json(path).get("shard_records") if path.exists() else None
-        fingerprint["shard_records"] = known or shard_records()
+        fingerprint["shard_records"] = begun_shard_records(folder) or shard_records()
     with writing(folder):
         if not path.exists():
             with suppress(FileExistsError):  # another job of the array was first
@@ -96,6 +95,18 @@ def start(folder: Path, fingerprint: Meta, shard_records: Callable[[], int]) -> 
         begun_with = f"expected {old}, with which this output was begun"
         raise FlashElmoError(f"{path}: {what}: {begun_with}, found {new}; --overwrite starts over")
     return int(begun["shard_records"])
+
+
+def begun_shard_records(folder: Path) -> int | None:
+    """Return the number of records per shard with which a folder was begun; None if it was not.
+
+    Raises:
+        FlashElmoError: `run.json` is damaged.
+    """
+    path = folder / RUN
+    if not path.exists():
+        return None
+    return whole_number(f"{path}: shard_records", read_json(path).get("shard_records"), 1)
 
 
 def first_difference(begun: Any, found: Any, name: str = "") -> tuple[str, str, str] | None:

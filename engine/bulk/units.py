@@ -32,7 +32,6 @@ from flashelmo.engine.model.checkpoints import load_model
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.output import Output
 from flashelmo.engine.settings import Settings
-from flashelmo.engine.sinks.files import RUN
 
 MOST_SHARDS = 10**9  # a unit counts as a job in an array of this many
 WAIT_SECONDS = 600.0  # for a process that was given up but still writes a shard
@@ -84,13 +83,11 @@ class CorpusPlan:
         units: those not finished; if all are, the first one, so that model and options are compared once. The input is
             read as they are taken.
         kept: numbers of the shards that were already finished.
-        n_bytes: of the input, if known.
     """
 
     corpus: Corpus
     units: Iterator[Unit]
     kept: frozenset[int]
-    n_bytes: int | None
 
 
 def make_plan(corpus: Corpus, *, resume: bool = False, overwrite: bool = False, elsewhere: bool = False) -> CorpusPlan:
@@ -115,11 +112,10 @@ def make_plan(corpus: Corpus, *, resume: bool = False, overwrite: bool = False, 
         if corpus.shard_records is None:
             keep = bool(corpus.options.get("keep_sentence_boundaries"))
             rows = Rows.of(corpus.output, model.config.n_layers + 1, model.config.output_size, keep)
-            path = folder / RUN
-            known = folders.read_json(path).get("shard_records") if path.exists() else None
-            corpus = replace(corpus, shard_records=int(known or default_shard_records(reader, rows)))
+            n = folders.begun_shard_records(folder) or default_shard_records(reader, rows)
+            corpus = replace(corpus, shard_records=n)
     assert corpus.shard_records is not None
-    return CorpusPlan(corpus, _missing(corpus.shard_records, reader, kept), frozenset(kept), reader.n_bytes)
+    return CorpusPlan(corpus, _missing(corpus.shard_records, reader, kept), frozenset(kept))
 
 
 def _check(corpus: Corpus, reader: Reader, model: ElmoModel | None) -> None:
