@@ -125,7 +125,7 @@ BUILT_ON = {
     "face.serve.endpoint": {"fastapi"},
     "face.serve.errors": {"fastapi", "starlette"},
     "face.serve.formats": {"fastapi", "orjson"},
-    "face.serve.guard": {"fastapi", "starlette"},
+    "face.serve.guard": {"starlette"},
     "face.serve.infer": {"fastapi", "orjson", "pydantic"},
     "face.serve.tensors": {"fastapi", "orjson"},
     "face.serve.metrics": {"prometheus_client"},

@@ -25,7 +25,7 @@ from flashelmo import Client, ElmoEmbedder, FlashElmoError
 from flashelmo.engine.model.checkpoints.native import write_native
 from flashelmo.serve import guard
 from flashelmo.serve.formats import STREAMED_BYTES, response_of
-from flashelmo.serve.limits import Limits
+from flashelmo.serve.limits import Limits, Load
 from flashelmo.serve.metrics import Metrics
 from flashelmo.serve.service import ServiceSettings
 
@@ -152,7 +152,7 @@ def test_others_are_answered_while_a_large_answer_is_sent() -> None:
         await asyncio.Event().wait()
 
     async def scene() -> None:
-        exchange = guard._Exchange(receive, send, 0, guard.Load(Limits(), Metrics()))
+        exchange = guard._Exchange(receive, send, 0, Load(Limits(), Metrics()))
         whole = exchange.send({"type": "http.response.body", "body": bytes(4 * guard.PIECE_BYTES)})
         pieces = response_of(iter([b"a"] * 4), STREAMED_BYTES + 1, SAFETENSORS)({"type": "http"}, receive, send)
         for answer in (whole, pieces):

@@ -35,7 +35,6 @@ from flashelmo.serve import server as server_module
 from flashelmo.serve.app import make_app
 from flashelmo.serve.errors import Refused
 from flashelmo.serve.limits import Limits
-from flashelmo.serve.metrics import Metrics
 from flashelmo.serve.service import Service
 from flashelmo.serve.workers import make_workers
 
@@ -186,13 +185,12 @@ def test_a_client_of_http_1_0_gets_no_chunks(model: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(("length", "found"), [("9" * 5000, "9" * 18), ("0" * 5000 + "2001", "2001")])
-def test_a_length_of_thousands_of_digits(length: str, found: str) -> None:
+def test_a_length_of_thousands_of_digits(length: str, found: str, model: Path) -> None:
     """Python reads no such number, and not every server refuses it."""
-    limits = Limits(body_bytes=2000)
+    service, _ = fake_service(model, limits=Limits(body_bytes=2000))
     scope = {"type": "http", "path": "/embed", "method": "POST", "headers": [(b"content-length", length.encode())]}
-    stands = guard.Guard(None, guard.Load(limits, Metrics()), limits, Metrics())  # type: ignore[arg-type]
     with pytest.raises(Refused, match=f"413: body: expected 2000 bytes at most, found {found} or more"):
-        stands._check(scope)
+        guard.Guard(None, service)._check(scope)  # type: ignore[arg-type]
 
 
 def test_a_slow_head_is_given_up(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

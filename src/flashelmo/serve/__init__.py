@@ -6,7 +6,7 @@
     openai.py       OpenAI's endpoint;  infer.py: the Open Inference Protocol's
     schemas.py      what requests hold
     errors.py       what is refused, in the error format of each convention
-    limits.py       what a request may take;  guard.py: holds every request to it
+    limits.py       what a request may take, and those in flight do;  guard.py: holds every request to it
     formats.py      answers as JSON, safetensors, NumPy or Arrow
     service.py      a model behind the endpoints: sentences in, vectors out
     batching.py     requests that wait together become one window

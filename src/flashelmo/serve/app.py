@@ -21,7 +21,7 @@ from flashelmo.engine.output import Output
 from flashelmo.serve.endpoint import embed_inputs
 from flashelmo.serve.errors import STATUSES, on_bad_input, on_bad_request, on_failure, on_http_error
 from flashelmo.serve.formats import ARROW, JSON, NUMPY, SAFETENSORS, accepted, bytes_of_tokens, vectors_response
-from flashelmo.serve.guard import Guard, Load
+from flashelmo.serve.guard import Guard
 from flashelmo.serve.infer import add_infer
 from flashelmo.serve.openai import add_openai
 from flashelmo.serve.schemas import Embed, EmbedSentences, EmbedTokens
@@ -58,16 +58,13 @@ def make_app(service: Service, *, starts: bool = True) -> FastAPI:
         docs_url=None,  # FastAPI's pages load their scripts from elsewhere
         redoc_url=None,
     )
-    load = Load(service.limits, service.metrics)
     _add_errors(app)
-    _add_own(app, service, load)
+    _add_own(app, service)
     _add_state(app, service)
-    add_openai(app, service, load)
-    add_infer(app, service, load)
+    add_openai(app, service)
+    add_infer(app, service)
     _add_head(app)
-    app.add_middleware(
-        Guard, load=load, limits=service.limits, metrics=service.metrics, api_key=service.settings.api_key
-    )
+    app.add_middleware(Guard, service=service)
     return app
 
 
@@ -78,7 +75,7 @@ def _add_errors(app: FastAPI) -> None:
     app.add_exception_handler(Exception, on_failure)
 
 
-def _add_own(app: FastAPI, service: Service, load: Load) -> None:
+def _add_own(app: FastAPI, service: Service) -> None:
     """The endpoints of vectors."""
 
     async def embed_body(request: Request, body: Embed, pool: str | None, with_tokens: bool = False) -> Response:
@@ -89,7 +86,7 @@ def _add_own(app: FastAPI, service: Service, load: Load) -> None:
             body.truncation_direction.title() if body.truncate else "",
         )
         more_bytes = None if pool else partial(bytes_of_tokens, media_type)
-        answer = await embed_inputs(request, service, load, "inputs", body.inputs, wanted, more_bytes)
+        answer = await embed_inputs(request, service, "inputs", body.inputs, wanted, more_bytes)
         write = partial(vectors_response, media_type, answer, service.config.output_size, with_tokens)
         return await in_thread_if_many(answer.vectors, write) if media_type in (NUMPY, ARROW) else write()
 

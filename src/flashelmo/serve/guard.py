@@ -7,16 +7,14 @@ import hmac
 import logging
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
-from contextlib import suppress
 from typing import Any, TypeAlias
 
-from fastapi import Request
 from starlette.datastructures import Headers
 
 from flashelmo.engine.arguments import DIGITS, shown
 from flashelmo.serve.errors import Refused, error_response
-from flashelmo.serve.limits import Limits
-from flashelmo.serve.metrics import Metrics
+from flashelmo.serve.limits import Load
+from flashelmo.serve.service import Service
 
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
@@ -30,66 +28,26 @@ PIECE_BYTES = 1 << 18  # of an answer that the server holds while a client reads
 logger = logging.getLogger("flashelmo")
 
 
-class Load:
-    """What requests in flight take, of an application.
-
-    Attributes:
-        requests: that were admitted.
-        result_bytes: that their vectors take.
-        body_bytes: that was received of bodies.
-    """
-
-    def __init__(self, limits: Limits, metrics: Metrics) -> None:
-        self.requests, self.result_bytes, self.body_bytes = 0, 0, 0
-        self._limits = limits
-        metrics.in_flight.set_function(lambda: self.requests)
-
-    def admit(self, request: Request, n_bytes: int) -> None:
-        """Let a request have vectors of so many bytes, until it is answered.
-
-        Raises:
-            Refused: too many requests are in flight, or their vectors take too much memory.
-        """
-        limits = self._limits
-        if n_bytes > limits.result_bytes:
-            raise Refused(413, f"vectors: expected {limits.result_bytes} bytes at most, found {n_bytes}")
-        if self.requests >= limits.requests:
-            raise Refused(429, f"requests: the limit of {limits.requests} in flight is reached", retry=True)
-        if self.result_bytes + n_bytes > limits.result_bytes:
-            text = f"expected at most {limits.result_bytes} bytes for all requests in flight"
-            raise Refused(429, f"vectors: {text}, found {self.result_bytes + n_bytes}", retry=True)
-        request.scope["flashelmo"].append(n_bytes)
-        self._add(1, n_bytes)
-
-    def release(self, admitted: list[int]) -> None:
-        """A request is answered."""
-        for n_bytes in admitted:
-            self._add(-1, -n_bytes)
-
-    def _add(self, requests: int, n_bytes: int) -> None:
-        self.requests += requests
-        self.result_bytes += n_bytes
-
-
 class Guard:
     """Stands between the server and the application (ASGI)."""
 
-    def __init__(self, app: Application, load: Load, limits: Limits, metrics: Metrics, api_key: str = "") -> None:
-        self._app, self._load, self._limits, self._metrics = app, load, limits, metrics
-        self._key = api_key.encode()
+    def __init__(self, app: Application, service: Service) -> None:
+        self._app, self._load, self._limits, self._metrics = app, service.load, service.limits, service.metrics
+        self._key = service.settings.api_key.encode()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """A request, or the application's begin and end."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        scope["flashelmo"] = []
+        scope["flashelmo"] = []  # what was admitted for it
         started, exchange = time.monotonic(), _Exchange(receive, send, self._limits.body_bytes, self._load)
         try:
             await self._answer(scope, exchange)
         finally:
             exchange.forget_body()
-            self._load.release(scope["flashelmo"])
+            for n_bytes in scope["flashelmo"]:
+                self._load.release(n_bytes)
             route = getattr(scope.get("route"), "path", "other")
             self._metrics.requests.labels(route, exchange.status).inc()
             self._metrics.request_seconds.labels(route).observe(time.monotonic() - started)
@@ -183,30 +141,3 @@ class _Exchange:
 
 def _too_large(most: int, found: int) -> Refused:
     return Refused(413, f"body: expected {most} bytes at most, found {found} or more")
-
-
-async def while_connected(request: Request, metrics: Metrics, work: Awaitable[Any]) -> Any:
-    """What the work gives; where the client hangs up first it is cancelled.
-
-    Raises:
-        Refused: nobody reads it.
-    """
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnect(request))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        metrics.gone.inc()
-        raise Refused(408, "client: closed the connection before the answer")
-    finally:
-        for each in (task, gone):
-            each.cancel()
-        with suppress(asyncio.CancelledError, Exception):
-            await task
-
-
-async def _disconnect(request: Request) -> None:
-    """Wait until the client hangs up."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

@@ -23,7 +23,6 @@ from flashelmo.engine.text.sentences import Sentence
 from flashelmo.serve.endpoint import embed_inputs
 from flashelmo.serve.errors import STATUSES, Refused, text_of
 from flashelmo.serve.formats import JSON
-from flashelmo.serve.guard import Load
 from flashelmo.serve.schemas import Infer, Tensor, checked_inputs
 from flashelmo.serve.service import Service, Wanted
 from flashelmo.serve.tensors import (
@@ -57,7 +56,7 @@ _SCHEMA = Infer.model_json_schema()
 BODY = {"requestBody": {"required": True, "content": {JSON: {"schema": _inlined(_SCHEMA, _SCHEMA["$defs"])}}}}
 
 
-def add_infer(app: FastAPI, service: Service, load: Load) -> None:
+def add_infer(app: FastAPI, service: Service) -> None:
     """Add the endpoints."""
     served = Path(examples=[service.name])
 
@@ -119,7 +118,7 @@ def add_infer(app: FastAPI, service: Service, load: Load) -> None:
             return 0 if output.pool else bytes_beside_vectors(wanted, lengths, service.config.output_size)
 
         field = "inputs[0].data"
-        answer = await embed_inputs(request, service, load, field, inputs, Wanted(output), more_bytes)
+        answer = await embed_inputs(request, service, field, inputs, Wanted(output), more_bytes)
         return tensors_response(service, body, wanted, answer)
 
 

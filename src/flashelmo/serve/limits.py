@@ -1,10 +1,12 @@
-"""What a request may take of the service."""
+"""What a request may take of the service, and what those in flight take."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
 from flashelmo.engine.arguments import whole_number
+from flashelmo.serve.errors import Refused
+from flashelmo.serve.metrics import Metrics
 
 
 @dataclass(frozen=True)
@@ -32,3 +34,40 @@ class Limits:
     def __post_init__(self) -> None:
         for field in fields(self):
             object.__setattr__(self, field.name, whole_number(field.name, getattr(self, field.name), 1))
+
+
+class Load:
+    """What requests in flight take.
+
+    Attributes:
+        requests: that were admitted.
+        result_bytes: that their vectors take.
+        body_bytes: that was received of bodies.
+    """
+
+    def __init__(self, limits: Limits, metrics: Metrics) -> None:
+        self.requests, self.result_bytes, self.body_bytes = 0, 0, 0
+        self._limits = limits
+        metrics.in_flight.set_function(lambda: self.requests)
+
+    def admit(self, n_bytes: int) -> None:
+        """Let a request have vectors of so many bytes, until it is answered and `release` is called.
+
+        Raises:
+            Refused: too many requests are in flight, or their vectors take too much memory.
+        """
+        limits = self._limits
+        if n_bytes > limits.result_bytes:
+            raise Refused(413, f"vectors: expected {limits.result_bytes} bytes at most, found {n_bytes}")
+        if self.requests >= limits.requests:
+            raise Refused(429, f"requests: the limit of {limits.requests} in flight is reached", retry=True)
+        if self.result_bytes + n_bytes > limits.result_bytes:
+            text = f"expected at most {limits.result_bytes} bytes for all requests in flight"
+            raise Refused(429, f"vectors: {text}, found {self.result_bytes + n_bytes}", retry=True)
+        self.requests += 1
+        self.result_bytes += n_bytes
+
+    def release(self, n_bytes: int) -> None:
+        """A request is answered."""
+        self.requests -= 1
+        self.result_bytes -= n_bytes

@@ -16,7 +16,6 @@ from flashelmo.engine.output import Output
 from flashelmo.serve.endpoint import embed_inputs
 from flashelmo.serve.errors import STATUSES, Refused
 from flashelmo.serve.formats import JSON, response_of, to_json
-from flashelmo.serve.guard import Load
 from flashelmo.serve.schemas import OpenAIEmbed
 from flashelmo.serve.service import Answer, Service, Wanted
 
@@ -28,7 +27,7 @@ ERROR = {
 ERRORS: dict[int | str, dict[str, Any]] = dict.fromkeys(STATUSES, ERROR)
 
 
-def add_openai(app: FastAPI, service: Service, load: Load) -> None:
+def add_openai(app: FastAPI, service: Service) -> None:
     """Add the endpoints."""
     created = int(time.time())
 
@@ -38,7 +37,7 @@ def add_openai(app: FastAPI, service: Service, load: Load) -> None:
         if body.dimensions not in (None, service.config.output_size):
             size = service.config.output_size
             raise Refused(422, f"dimensions: expected {size}, the model's own, found {shown(body.dimensions)}")
-        answer = await embed_inputs(request, service, load, "input", body.input, MEAN)
+        answer = await embed_inputs(request, service, "input", body.input, MEAN)
         pieces = _pieces(service.name, answer, body.encoding_format == "base64")
         return response_of(pieces, sum(each.nbytes for each in answer.vectors), JSON)
 

@@ -21,7 +21,7 @@ from flashelmo.engine.settings import Settings
 from flashelmo.engine.text.sentences import Sentence
 from flashelmo.serve.batching import Batcher
 from flashelmo.serve.errors import Refused
-from flashelmo.serve.limits import Limits
+from flashelmo.serve.limits import Limits, Load
 from flashelmo.serve.metrics import Metrics
 from flashelmo.serve.workers import make_workers
 
@@ -91,6 +91,7 @@ class Service:
         expect_no_state(bool(settings.options.get("stateful")), "a request's vectors depend on that request alone")
         self.settings, self.limits = settings, settings.limits
         self.metrics = Metrics()
+        self.load = Load(self.limits, self.metrics)
         self._tokenizer: Tokenizer | None = None
         if settings.tokenizer != "whitespace":
             self._tokenizer = tokenizer_of(settings.tokenizer)
