@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from flashelmo.engine.arguments import finite_numbers, flag, is_one_of, shown, utf8_path_of, whole_number
+from flashelmo.engine.arguments import check, finite_numbers, flag, is_one_of, shown, utf8_path_of, whole_number
 from flashelmo.engine.arrays import Arrays
 from flashelmo.engine.errors import FlashElmoError, reason_of
 from flashelmo.engine.graph.builder import Graph, Tensors
@@ -41,48 +42,23 @@ def build_onnx(
     model: ElmoModel,
     path: str | Path,
     *,
-    precision: PrecisionName = "fp32",
-    layers: Sequence[int] | None = None,
-    mix: Sequence[float] | None = None,
-    stateful: bool = False,
-    characters: int | str | None = None,
-    reduce_range: bool | None = None,
     external_data: bool = False,
-    license: str = "unknown",
-    report_sha256: str = "",
+    **options: Any,
 ) -> Metadata:
     """Write a model as one ONNX file; `export_onnx` also verifies it.
 
     Args:
         model: of any format.
         path: the file; external data, if there are any, go beside it under its name with `_data`.
-        precision: "fp32", "fp16" (weights and products; cells are float32) or "int8" (the LSTM's matrices).
-        layers: numbers of the hidden states to output; None for all.
-        mix: coefficient of each layer in the token embeddings; None for their average.
-        stateful: take the rows' LSTM states as inputs and return them as outputs.
-        characters: positions of a word in `character_ids`: the model's number, or "dynamic" for any up to it; None is
-            the model's number.
-        reduce_range: limit 8-bit weights to 7 bits, as x86 processors without VNNI need; None if this processor does.
         external_data: put weights in their own file, as always happens beyond 2 GB.
-        license: of the weights, for the metadata.
-        report_sha256: digest of the verification report, for the metadata.
+        **options: those of `metadata_of`.
 
     Raises:
         FlashElmoError: an argument is none of these, the precision cannot hold the weights, or a file cannot be
             written.
     """
     external_data = flag("external_data", external_data)
-    metadata = metadata_of(
-        model,
-        precision,
-        layers=layers,
-        mix=mix,
-        stateful=stateful,
-        characters=characters,
-        reduce_range=reduce_range,
-        license=license,
-    )
-    metadata = replace(metadata, report_sha256=_text("report_sha256", report_sha256))
+    metadata = metadata_of(model, **options)
     graph, tensors = graph_of(model, metadata), tensors_of(model, metadata)
     tensors = {name: tensors[name] for name in graph.weights}
     large = sum(tensor.nbytes for tensor in tensors.values()) > LARGEST_FILE
@@ -98,18 +74,12 @@ def build_buckets(
     model: ElmoModel,
     folder: str | Path,
     buckets: Sequence[tuple[int, int]],
-    *,
-    precision: PrecisionName = "fp32",
-    layers: Sequence[int] | None = None,
-    mix: Sequence[float] | None = None,
-    characters: int | None = None,
-    license: str = "unknown",
+    **options: Any,
 ) -> dict[Path, Metadata]:
     """Write a model as unrolled files in an existing folder, one for each (sentences, tokens), and their weights.
 
     Args:
-        model, precision, layers, mix, license: as for `build_onnx`; int8 has no kernels on CUDA.
-        characters: the model's number, or None for that.
+        **options: those of `metadata_of`, except int8, which has no kernels on CUDA, states and "dynamic".
 
     Returns:
         Each file's metadata.
@@ -117,7 +87,7 @@ def build_buckets(
     Raises:
         FlashElmoError: as for `build_onnx`; or CUDA lacks the precision, or a bucket is too large.
     """
-    metadata = metadata_of(model, precision, layers=layers, mix=mix, characters=characters, license=license)
+    metadata = metadata_of(model, **options)
     if metadata.arithmetic.lstm_weights == "int8":
         raise FlashElmoError("precision: expected fp32 or fp16 in files for CUDA, found 'int8'")
     folder = utf8_path_of("folder", folder)
@@ -155,32 +125,38 @@ def metadata_of(
     reduce_range: bool | None = None,
     license: str = "unknown",
 ) -> Metadata:
-    """Return a file's metadata, from the arguments of `build_onnx`, which documents them.
+    """Return a file's metadata.
+
+    Args:
+        model: of any format.
+        precision: "fp32", "fp16" (weights and products; cells are float32) or "int8" (the LSTM's matrices).
+        layers: numbers of the hidden states to output; None for all.
+        mix: coefficient of each layer in the token embeddings; None for their average.
+        stateful: take the rows' LSTM states as inputs and return them as outputs.
+        characters: positions of a word in `character_ids`: the model's number, or "dynamic" for any up to it; None is
+            the model's number.
+        reduce_range: limit 8-bit weights to 7 bits, as x86 processors without VNNI need; None if this processor does.
+        license: of the weights.
 
     Raises:
         FlashElmoError: an argument is invalid.
     """
     check_is_model(model)
+    check(isinstance(license, str), "license", "text", license)
     metadata = Metadata(
         config=model.config,
         lexicon=model.lexicon,
-        precision=check_precision(precision),
+        precision=_precision(precision),
         layers=_layers(model.config.n_layers + 1, layers),
         mix=_mix(model.config.n_layers + 1, mix),
         weights_sha256=model.sha256,
         source_format=model.source_format or model.format,
-        license=_text("license", license),
+        license=license,
         stateful=flag("stateful", stateful),
         characters=_characters(model.config, characters),
     )
     levels = _levels(reduce_range)
     return replace(metadata, int8_levels=levels if metadata.arithmetic.lstm_weights == "int8" else None)
-
-
-def _text(name: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise FlashElmoError(f"{name}: expected text, found {shown(value)}")
-    return value
 
 
 def tensors_of(model: ElmoModel, metadata: Metadata) -> Tensors:
@@ -214,8 +190,7 @@ def vocabulary_of(model: ElmoModel) -> Vocabulary:
     return Vocabulary(None if characters is None else characters.astype(np.int64), words, encoder.padding_id)
 
 
-def check_precision(precision: str) -> PrecisionName:
-    """Return the precision; FlashElmoError if no file can have one of that name."""
+def _precision(precision: str) -> PrecisionName:
     names = precisions_on("onnx")
     for name in names:
         if is_one_of(precision, name):

@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flashelmo.engine.arguments import flag, is_one_of, shown, utf8_path_of, whole_number
+from flashelmo.engine.arguments import check, flag, is_one_of, shown, utf8_path_of, whole_number
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints.files import check_replaceable, new_folder
 from flashelmo.engine.model.weights import ElmoModel
-from flashelmo.engine.precision import PrecisionName, precisions_on
+from flashelmo.engine.precision import precisions_on
 from flashelmo.engine.text.sentences import several
 from flashelmo.export.buckets import Bucket, bucket_of
-from flashelmo.export.build import build_buckets, build_onnx, check_is_model, check_precision, metadata_of
+from flashelmo.export.build import build_buckets, build_onnx, metadata_of
 from flashelmo.export.card import model_card
 from flashelmo.export.metadata import BUCKET, BUCKET_DATA, Metadata
 from flashelmo.export.open_session import Provider, available_providers
@@ -48,6 +48,7 @@ def export_onnx(
     sentences: Sequence[Sequence[str]] | None = None,
     providers: str | Sequence[Provider] = "cpu",
     overwrite: bool = False,
+    external_data: bool = False,
     on_progress: Callable[[str], None] = lambda what: None,
     **options: Any,
 ) -> list[Report]:
@@ -73,8 +74,9 @@ def export_onnx(
         triton: also write the model repository.
         sentences, providers: what the verification embeds and runs on; see `verify`.
         overwrite: replace a folder that this function wrote.
+        external_data: see `build_onnx`.
         on_progress: called with a few words on what is being done.
-        **options: those of `build_onnx`: layers, mix, stateful, characters, reduce_range, external_data, license.
+        **options: those of `metadata_of`: layers, mix, stateful, characters, reduce_range, license.
 
     Returns:
         The report of each file.
@@ -86,26 +88,23 @@ def export_onnx(
     """
     folder = utf8_path_of("folder", folder)
     overwrite, triton = flag("overwrite", overwrite), flag("triton", triton)
-    check_is_model(model)
-    check_folder(folder, overwrite)
-    if not callable(on_progress):
-        raise FlashElmoError(f"on_progress: expected a function, found {shown(on_progress)}")
-    checked = [check_precision(precision) for precision in several("precisions", precisions)]
-    if not checked or len(set(checked)) < len(checked):
-        expected = f"one or more of {', '.join(FILE_NAMES)}, each once"
-        raise FlashElmoError(f"precisions: expected {expected}, found {', '.join(checked) or 'none'}")
-    buckets = _check_target(target, checked, steps, batch, {**options, "triton": triton})
+    external_data = flag("external_data", external_data)
     # Wrong options and missing packages are reported before the work is done.
-    flag("external_data", options.get("external_data", False))
-    metadata_of(model, **{name: value for name, value in options.items() if name != "external_data"})
+    names = [metadata_of(model, precision, **options).precision for precision in several("precisions", precisions)]
+    if not names or len(set(names)) < len(names):
+        expected = f"one or more of {', '.join(FILE_NAMES)}, each once"
+        raise FlashElmoError(f"precisions: expected {expected}, found {', '.join(names) or 'none'}")
+    check_folder(folder, overwrite)
+    check(callable(on_progress), "on_progress", "a function", on_progress)
+    buckets = _check_target(target, names, steps, batch, {**options, "triton": triton})
     available_providers(providers)
     with new_folder(folder, overwrite, ours=_is_ours) as place:
         truth = Truth(model)
         metadata: list[Metadata] = []
         reports: list[Report] = []
-        for precision in checked:
+        for precision in names:
             on_progress(f"{precision}: writing")
-            built = _build(model, place / "onnx", precision, buckets, options)
+            built = _build(model, place / "onnx", buckets, external_data, {**options, "precision": precision})
             for path, meant in built.items():
                 on_progress(f"{precision}: verifying" + f" {path.name}" * bool(buckets))
                 report = verify(path, model, sentences=sentences, providers=providers, truth=truth, expected=meant)
@@ -116,7 +115,7 @@ def export_onnx(
         (place / "README.md").write_text(model_card(metadata, reports), encoding="utf-8")
         if triton:
             on_progress("writing the model repository")
-            files = {name: place / "onnx" / FILE_NAMES[name] for name in checked}
+            files = {name: place / "onnx" / FILE_NAMES[name] for name in names}
             write_triton_repository(place / "triton", files, model)
     return reports
 
@@ -161,17 +160,16 @@ def _sizes(name: str, values: Sequence[int]) -> list[int]:
 
 
 def _build(
-    model: ElmoModel, folder: Path, precision: PrecisionName, buckets: Sequence[Bucket], options: Mapping[str, Any]
+    model: ElmoModel, folder: Path, buckets: Sequence[Bucket], external_data: bool, options: Mapping[str, Any]
 ) -> dict[Path, Metadata]:
     """Write a precision's file, or its unrolled ones; return their metadata."""
+    precision = options["precision"]
     target = folder / f"cuda_{precision}" if buckets else folder
     target.mkdir(parents=True, exist_ok=True)
-    if not buckets:
-        path = target / FILE_NAMES[precision]
-        return {path: build_onnx(model, path, precision=precision, **options)}
-    general = {"stateful", "reduce_range", "external_data"}
-    some = {name: value for name, value in options.items() if name not in general}
-    return build_buckets(model, target, buckets, precision=precision, **some)
+    if buckets:
+        return build_buckets(model, target, buckets, **options)
+    path = target / FILE_NAMES[precision]
+    return {path: build_onnx(model, path, external_data=external_data, **options)}
 
 
 def check_folder(folder: str | Path, overwrite: bool) -> None:

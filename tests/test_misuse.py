@@ -33,7 +33,7 @@ from flashelmo.engine.model.checkpoints.native import write_native
 from flashelmo.engine.neighbours import find_neighbours
 from flashelmo.engine.text.windows import Window
 from flashelmo.export import OnnxElmo, export_onnx, verify
-from flashelmo.export.build import build_onnx
+from flashelmo.export.build import metadata_of
 
 MISUSES = int(os.environ.get("FLASHELMO_MISUSES", 0))
 MODEL = MODELS["skip"]
@@ -277,9 +277,8 @@ ODD_FOR_FILES: dict[str, list[Any]] = {
 
 @pytest.mark.parametrize("key", SLOW)
 def test_odd_values_for_exported_files(uses: dict[str, Use], key: str) -> None:
-    build = [name for name in inspect.signature(build_onnx).parameters if name not in ("model", "path", "precision")]
-    names = [*uses[key].parameters, *(build if key == "export_onnx" else ())]
-    for name in set(names) - {"report_sha256"}:
+    options = {*inspect.signature(metadata_of).parameters} - {"precision"}
+    for name in {*uses[key].parameters} | (options if key == "export_onnx" else set()):
         for value in ODD_FOR_FILES[name]:
             arguments = {"precisions": ["int8"]} if name == "reduce_range" else {}
             with pytest.raises((FlashElmoError, TypeError)):
