@@ -11,7 +11,7 @@ import numpy as np
 from flashelmo.engine.arrays import Bool, Int64
 from flashelmo.engine.bulk.parts import RecordErrors
 from flashelmo.engine.bulk.text_format import RawRecords, line_ends
-from flashelmo.engine.bulk.tokenizers import Tokenizer, Tokens, lines_of, tokenize, tokens_of_lists
+from flashelmo.engine.bulk.tokenizers import Tokenizer, Tokens, lines_of, tokens_of_lists
 from flashelmo.engine.errors import FlashElmoError
 
 Row = TypeVar("Row")
@@ -77,7 +77,7 @@ def tokens_of(rows: list[str | list[str]], tokenizer: Tokenizer) -> Tokens:
     texts = [row for row in rows if isinstance(row, str)]
     if not texts:
         return tokens_of_lists([row for row in rows if not isinstance(row, str)])
-    tokens, offsets = tokenize(lines_of(texts), tokenizer)
+    tokens, offsets = tokenizer(lines_of(texts))
     if len(texts) == len(rows):
         return tokens, offsets
     split = (tokens[start:end].to_pylist() for start, end in pairwise(offsets))

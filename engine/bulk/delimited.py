@@ -18,7 +18,7 @@ from flashelmo.engine.arrays import Int64
 from flashelmo.engine.bulk.by_record import Fault, check_column, decode_utf8, each_record
 from flashelmo.engine.bulk.parts import RecordErrors, Records
 from flashelmo.engine.bulk.text_format import RawRecords, TextFormat, line_ends
-from flashelmo.engine.bulk.tokenizers import Tokenizer, lines_of, tokenize
+from flashelmo.engine.bulk.tokenizers import Tokenizer, lines_of
 from flashelmo.engine.errors import FlashElmoError
 
 EMPTY_LINES = rb"(?:\r?\n)*(?!\r?\n)"
@@ -103,7 +103,7 @@ class Delimited(TextFormat):
         except Fault:
             numbers, rows, skipped = each_record(raw, self._errors, lambda row: self._parse(row, np.array([len(row)])))
             columns = [[value for row in rows for value in row[i]] for i in range(len(self._fields))]
-        tokens, offsets = tokenize(lines_of(columns[0]), self._tokenizer)
+        tokens, offsets = self._tokenizer(lines_of(columns[0]))
         ids = columns[1] if len(columns) > 1 else None
         return Records(numbers, ids, tokens, offsets, [text.strip() for text in columns[0]], skipped)
 

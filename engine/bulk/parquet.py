@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import IO, Any
 
@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from flashelmo.engine.bulk.by_record import check_column
+from flashelmo.engine.bulk.inputs import Input
 from flashelmo.engine.bulk.parts import Part, Place, RecordErrors, Records
-from flashelmo.engine.bulk.tokenizers import Tokenizer, Tokens, lines_of, tokenize
+from flashelmo.engine.bulk.tokenizers import Tokenizer, Tokens, lines_of
 from flashelmo.engine.errors import FlashElmoError
 
 BATCH_ROWS = 1 << 13
@@ -25,13 +26,12 @@ class ParquetReader:
     """Reads rows. See `Reader`.
 
     Args:
-        name: of the input, for messages.
-        open_file: opens it, seekable.
+        source: the input, seekable.
+        options: see `Reader`.
         field: the column to embed: of texts, or of lists of tokens; of any of Arrow's types for these.
         id_field: the column of the records' own ids: texts or whole numbers.
         tokenizer: of texts.
         errors: as in `open_reader`.
-        n_bytes: of the file, if known.
 
     Raises:
         FlashElmoError: it is not Parquet, or lacks such columns.
@@ -40,23 +40,20 @@ class ParquetReader:
 
     def __init__(
         self,
-        name: str,
-        open_file: Callable[[], IO[bytes]],
+        source: Input,
+        options: dict[str, Any],
         field: str,
         id_field: str | None,
         tokenizer: Tokenizer,
         errors: RecordErrors,
-        n_bytes: int | None = None,
     ) -> None:
         self._source: IO[bytes] | None = None
         self._file: Any = None
-        self.name = name
-        self.options: dict[str, Any] = {}
-        self.n_bytes = n_bytes
+        self.name, self.options, self.n_bytes = source.name, options, source.n_bytes
         self._n_rows = 0
-        self._open_file = open_file
+        self._open_file = source.open
         self._fields = [field] if id_field is None else [field, id_field]
-        self._decode = partial(_decode, name=name, fields=self._fields, tokenizer=tokenizer, errors=errors)
+        self._decode = partial(_decode, name=source.name, fields=self._fields, tokenizer=tokenizer, errors=errors)
         self._place = Place()
         self._batches: Iterator[Any] = iter(())  # those that follow
         self._rows: Any = None  # read, and following the current place
@@ -221,7 +218,7 @@ def _decode(
     if _is_list(values.type):
         return Records(numbers, own_ids, *_tokens(values), None, skipped)
     texts = values.to_pylist()
-    tokens, offsets = tokenize(lines_of(texts), tokenizer)
+    tokens, offsets = tokenizer(lines_of(texts))
     return Records(numbers, own_ids, tokens, offsets, [text.strip() for text in texts], skipped)
 
 

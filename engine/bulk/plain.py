@@ -9,7 +9,7 @@ import numpy as np
 from flashelmo.engine.arrays import Int64
 from flashelmo.engine.bulk.parts import RecordErrors, Records
 from flashelmo.engine.bulk.text_format import RawRecords, TextFormat, line_ends
-from flashelmo.engine.bulk.tokenizers import Tokenizer, tokenize
+from flashelmo.engine.bulk.tokenizers import Tokenizer
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.text.lines import check_utf8
 
@@ -36,7 +36,7 @@ class PlainLines(TextFormat):
             kept, lines, skipped = _readable(raw)
             numbers, data = numbers[kept], b"".join(lines)
         text = check_utf8(data, "replace" if self.errors == "replace" else "strict", raw.name, raw.place.line - 1)
-        tokens, offsets = tokenize(text, self.tokenizer)
+        tokens, offsets = self.tokenizer(text)
         texts = [line.strip() for line in text.decode().split("\n")[:-1]]
         return Records(numbers, None, tokens, offsets, texts, skipped)
 

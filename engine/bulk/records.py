@@ -71,34 +71,30 @@ def open_reader(
     if errors not in ("strict", "replace", "skip"):
         raise FlashElmoError(f"errors: expected strict, replace or skip, found {errors!r}")
     given = Input(source)
-    kind = format_of(source, format)
+    kind = _format_of(given, format)
     _check_fields(kind, field, id_field)
     if kind in WITH_TOKENS and tokenizer != "whitespace":
         raise FlashElmoError(f"tokenizer: expected none with format {kind}, which has tokens, found {tokenizer!r}")
     split = tokenizer_of(tokenizer)
     field = field or DEFAULT_FIELD
-    reader: Reader
+    options = {"format": kind, "field": field, "id_field": id_field, "tokenizer": tokenizer, "errors": errors}
     if kind == "parquet":
-        reader = ParquetReader(given.name, given.open, field, id_field, split, errors, given.n_bytes)
-    else:
-        text_format = _text_format(kind, field, id_field, split, errors)
-        reader = TextReader(given.name, given.open, text_format, trusted=format in OF_ANY_TEXT)
-        reader.n_bytes = given.n_bytes
-    reader.options = {"format": kind, "field": field, "id_field": id_field, "tokenizer": tokenizer, "errors": errors}
-    return reader
-
-
-def format_of(source: str | Path, format: str | None = None) -> str:
-    """Return the format in which `open_reader` reads a source."""
-    kind = format or SUFFIXES.get(Input(source).suffix, "lines")
-    if kind not in FORMATS:
-        raise FlashElmoError(f"format: expected one of {', '.join(FORMATS)}, found {format!r}")
-    return kind
+        return ParquetReader(given, options, field, id_field, split, errors)
+    text_format = _text_format(kind, field, id_field, split, errors)
+    return TextReader(given, options, text_format, trusted=format in OF_ANY_TEXT)
 
 
 def is_plain_text(source: str | Path) -> bool:
     """Whether an input, judged by its name, is uncompressed lines, in a file on this machine or on standard input."""
-    return format_of(source) == "lines" and Input(source).is_plain
+    given = Input(source)
+    return given.is_plain and _format_of(given, None) == "lines"
+
+
+def _format_of(given: Input, format: str | None) -> str:
+    kind = format or SUFFIXES.get(given.suffix, "lines")
+    if kind not in FORMATS:
+        raise FlashElmoError(f"format: expected one of {', '.join(FORMATS)}, found {format!r}")
+    return kind
 
 
 def _check_fields(kind: str, field: str | None, id_field: str | None) -> None:

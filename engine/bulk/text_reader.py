@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from functools import partial
 from io import BytesIO
 from typing import IO, Any, NamedTuple
@@ -11,7 +10,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from flashelmo.engine.arrays import Int64
-from flashelmo.engine.bulk.inputs import Decompressed
+from flashelmo.engine.bulk.inputs import Decompressed, Input
 from flashelmo.engine.bulk.parts import Part, Place, Records
 from flashelmo.engine.bulk.text_format import RawRecords, TextFormat
 from flashelmo.engine.errors import FlashElmoError
@@ -57,20 +56,16 @@ class TextReader:
     """Reads records of a text.
 
     Args:
-        name: of the input, for messages.
-        open_text: opens the text, decompressed, at its beginning.
+        source: the input.
+        options: see `Reader`.
         text_format: how records are stored in it.
         trusted: whether to read it in this format whatever it looks like.
     """
 
-    def __init__(
-        self, name: str, open_text: Callable[[], IO[bytes]], text_format: TextFormat, trusted: bool = False
-    ) -> None:
+    def __init__(self, source: Input, options: dict[str, Any], text_format: TextFormat, trusted: bool = False) -> None:
         self._file: IO[bytes] | None = None
-        self.name = name
-        self.options: dict[str, Any] = {}
-        self.n_bytes: int | None = None
-        self._open_text = open_text
+        self.name, self.options, self.n_bytes = source.name, options, source.n_bytes
+        self._open = source.open
         self._format, self._trusted = text_format, trusted
         self._prefix = b""  # what precedes the first record
         self._place = Place()
@@ -134,7 +129,7 @@ class TextReader:
 
     def _begin(self) -> None:
         """Open the text and look at its head."""
-        self._file, self._blocks, self._at_end, self._place = self._open_text(), deque(), False, Place()
+        self._file, self._blocks, self._at_end, self._place = self._open(), deque(), False, Place()
         head, self._put_back = b"", BytesIO()
         while len(head) < HEAD_BYTES and (chunk := self._read(HEAD_BYTES - len(head))):
             head += chunk

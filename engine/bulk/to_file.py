@@ -64,7 +64,7 @@ class _Source:
     def windows(self) -> Iterator[tuple[Window, float]]:
         """Yield each window with its records' bytes, estimated by its share of the tokens that were read with it."""
         max_sentences, max_tokens = self._embedder.window_limits
-        n = max(1, RECORDS // max_sentences) * max_sentences if max_sentences < RECORDS else RECORDS
+        n = RECORDS // max_sentences * max_sentences or RECORDS
         is_first = True
         while (part := self._reader.take(n)) is not None:
             records = part.records()

@@ -1,4 +1,4 @@
-"""Raw text to tokens. Each tokenizer takes whole lines of UTF-8, and returns all tokens and where each line begins."""
+"""Raw text to tokens. A tokenizer takes whole lines of UTF-8, and returns all tokens and where each line begins."""
 
 from __future__ import annotations
 
@@ -40,11 +40,6 @@ def tokenizer_of(name: str) -> Tokenizer:
     if kind == "spacy" and rest:
         return _by_line(_spacy(rest))
     raise FlashElmoError(f"tokenizer: expected {NAMES}, found {name!r}")
-
-
-def tokenize(text: bytes, tokenizer: Tokenizer) -> Tokens:
-    """Tokenize any number of lines."""
-    return tokenizer(text) if text else tokens_of_lists([])
 
 
 def whitespace(text: bytes) -> Tokens:

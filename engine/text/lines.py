@@ -90,7 +90,7 @@ def check_utf8(raw: bytes, errors: Errors, name: str, n_lines: int) -> bytes:
 
 
 def split_lines(text: bytes) -> Block:
-    """Return the tokens of whole lines of UTF-8, split at white space."""
+    """Return the tokens of any number of whole lines of UTF-8, split at white space."""
     if len(text) > np.iinfo(np.int32).max:
         raise FlashElmoError(f"text: expected lines shorter than 2 GiB, found one of about {len(text)} bytes")
     spaced = text
@@ -101,7 +101,7 @@ def split_lines(text: bytes) -> Block:
     is_space = ASCII_SPACE.take(data)
     # white space and tokens alternate; a block ends with white space, its newline
     edges = np.flatnonzero(is_space[1:] != is_space[:-1]) + 1
-    if not is_space[0]:
+    if not is_space[:1].all():
         edges = np.concatenate([[0], edges])
     starts, ends = edges[0::2], edges[1::2]
     string_offsets = np.zeros(len(starts) + 1, np.int32)

@@ -13,7 +13,7 @@ import numpy as np
 
 from flashelmo.engine.arguments import expect_no_state, shown
 from flashelmo.engine.arrays import Array
-from flashelmo.engine.bulk.tokenizers import lines_of, tokenize, tokenizer_of
+from flashelmo.engine.bulk.tokenizers import lines_of, tokenizer_of
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Layers, Mix, Output
@@ -100,7 +100,7 @@ class TextEmbedder:
         given = list(several("texts", texts))
         strings = {number: text for number, text in enumerate(given) if isinstance(text, str)}
         if self.tokenizer != "whitespace" and strings:
-            tokens, offsets = tokenize(lines_of(strings.values()), tokenizer_of(self.tokenizer))
+            tokens, offsets = tokenizer_of(self.tokenizer)(lines_of(strings.values()))
             words = tokens.to_pylist()
             for number, start, stop in zip(strings, offsets[:-1], offsets[1:], strict=True):
                 given[number] = words[start:stop]

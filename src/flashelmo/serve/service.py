@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 from flashelmo import __version__
 from flashelmo.engine.arguments import check, expect_no_state
 from flashelmo.engine.arrays import Array
-from flashelmo.engine.bulk.tokenizers import Tokenizer, lines_of, tokenize, tokenizer_of
+from flashelmo.engine.bulk.tokenizers import Tokenizer, lines_of, tokenizer_of
 from flashelmo.engine.choice import choose_runtime
 from flashelmo.engine.model.checkpoints import load_model
 from flashelmo.engine.model.checkpoints.convert import describe
@@ -208,6 +208,6 @@ class Service:
     def _tokens(self, text: str) -> Sentence:
         if self._tokenizer is None:
             return text.split()
-        tokens, _ = tokenize(lines_of([text]), self._tokenizer)
+        tokens, _ = self._tokenizer(lines_of([text]))
         found: list[str] = tokens.to_pylist()
         return found
