@@ -18,7 +18,7 @@ import pytest
 from tiny_models import MODELS
 
 from flashelmo.cli import main
-from flashelmo.cli.terminal import progress_bar, progress_of, readable_size
+from flashelmo.cli.terminal import progress_bar, readable_size
 from flashelmo.engine import choice
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.model.checkpoints import load_model
@@ -459,13 +459,13 @@ def progress(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, reports: Sequ
     clock = iter([0.0, *(seconds for seconds, _ in reports)])
     monkeypatch.setattr("flashelmo.cli.terminal.time", SimpleNamespace(monotonic=lambda: next(clock)))
     monkeypatch.setattr("sys.stderr", stream)
-    with open("text.txt", "rb") as file, progress_bar(file, False, False) as on_progress:
+    with progress_bar(lambda: len(TEXT.encode()), quiet=False) as on_progress:
         for _, n_bytes in reports:
             on_progress(n_bytes, n_bytes / 4)
     return [line for line in re.split(r"[\r\n]+", stream.getvalue()) if line.strip()]
 
 
-def test_progress_bar_of_a_terminal(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_bar_of_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     reports = [(0.1, 1), (1, 0), (2, 22), (2.1, 23), (4, 66), (300, 67), (320, 68), (340, 69)]
     terminal = Terminal()
     shown = progress(monkeypatch, terminal, reports)
@@ -477,7 +477,7 @@ def test_progress_bar_of_a_terminal(here: Path, monkeypatch: pytest.MonkeyPatch)
     assert terminal.getvalue().endswith(" \r")
 
 
-def test_progress_off_a_terminal(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_off_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.StringIO()
     shown = progress(monkeypatch, stream, [(9, 1), (10, 22), (19, 23), (21, 44)])
     assert [re.sub(r"\|.*\|", "", line) for line in shown] == [
@@ -491,7 +491,7 @@ def test_progress_of_a_text_whose_size_shows_later(monkeypatch: pytest.MonkeyPat
     stream, totals, seconds = io.StringIO(), iter([None, 50, 40]), iter([0.0, 10.0, 20.0, 30.0])
     monkeypatch.setattr("flashelmo.cli.terminal.time", SimpleNamespace(monotonic=lambda: next(seconds)))
     monkeypatch.setattr("sys.stderr", stream)
-    with progress_of(lambda: next(totals), quiet=False, in_lines=True) as on_progress:
+    with progress_bar(lambda: next(totals), quiet=False, in_lines=True) as on_progress:
         for n_bytes in (10, 20, 30):
             on_progress(n_bytes, 0)
     assert [re.sub(r"\|.*\|", "", line) for line in stream.getvalue().splitlines()] == [

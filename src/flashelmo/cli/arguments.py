@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal
 
 import typer
 
@@ -16,17 +16,64 @@ from flashelmo.engine.output import Layers
 from flashelmo.engine.precision import PrecisionName
 from flashelmo.engine.settings import RuntimeName
 
+
+def log_more(verbose: bool) -> bool:
+    """Let the engine say what it does too, for the rest of this command."""
+    if verbose:
+        logging.getLogger("flashelmo").setLevel(logging.INFO)
+    return verbose
+
+
+def log_less(quiet: bool) -> bool:
+    """Let the engine not say which device it chose, for the rest of this command."""
+    if quiet:
+        logging.getLogger("flashelmo.device").setLevel(logging.ERROR)
+    return quiet
+
+
+def complete_layers() -> list[str]:
+    """What `--layers` may be, for completion in a shell."""
+    return ["all", "top", "average", "0", "1", "2", "0,1,2"]
+
+
+def complete_numbers() -> list[str]:
+    """What `--layers` may be where none are computed from others, likewise."""
+    return ["all", "0", "1", "2", "0,1,2"]
+
+
+def complete_devices() -> list[str]:
+    """What `--device` may be, likewise."""
+    return ["auto", "cpu", "cuda", "cuda:0", "cuda:0,cuda:1"]
+
+
+def complete_names() -> list[str]:
+    """Names of models, likewise."""
+    return ["tiny", *named_models()]
+
+
 InputText = Annotated[str, typer.Argument(help="Text: one sentence per line, tokens split by whitespace; - is stdin.")]
+AnyModel = Annotated[Path, typer.Argument(help="Model in any format, or its name.")]
+Model = Annotated[
+    Path | None,
+    typer.Option(
+        help="Model: folder, archive, weights file or name; default: the bundled one.", autocompletion=complete_names
+    ),
+]
+Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda|cuda:1", help="Device to compute on.")]
+Devices = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|cpu|cuda|cuda:0,cuda:1",
+        help="Device to compute on, or several.",
+        autocompletion=complete_devices,
+    ),
+]
 Options = Annotated[Path | None, typer.Option(help="Options file, if it is not next to the weights.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing output.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to standard output.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary.")]
-Verbose = Annotated[
-    bool, typer.Option("--verbose", "-v", help="Log what is chosen and loaded.", callback=lambda value: log_more(value))
-]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, summary or notices.", callback=log_less)]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log what is chosen and loaded.", callback=log_more)]
 SentenceKeys = Annotated[bool, typer.Option("--use-sentence-keys", help="Use sentences, not line numbers, as keys.")]
-DType: TypeAlias = Literal["float32", "float16"]
-Pool: TypeAlias = Literal["mean", "max"]
 Precision = Annotated[Literal["auto", PrecisionName], typer.Option(help="Precision of the computation.")]
 Runtime = Annotated[Literal["auto", RuntimeName], typer.Option(help="Computation backend.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; default: all cores.")]
@@ -36,8 +83,6 @@ WordCache = Annotated[
 KeepBoundaries = Annotated[
     bool, typer.Option("--keep-sentence-boundaries", help="Keep the vectors of the sentence boundaries.")
 ]
-BadRecords: TypeAlias = Literal["strict", "replace", "skip"]
-Folder: TypeAlias = Literal["native", "parquet", "seqvec"]
 ForgetSentences = Annotated[bool, typer.Option("--forget-sentences", help="Omit the index of sentences.")]
 
 
@@ -72,30 +117,3 @@ def parse_numbers(option: str, text: str) -> list[int]:
     if not all(map(is_decimal, numbers)):
         raise FlashElmoError(f"{option}: expected whole numbers separated by commas, found {text!r}")
     return [int(number) for number in numbers]
-
-
-def log_more(verbose: bool) -> bool:
-    """Let the engine say what it does too, for the rest of this command."""
-    if verbose:
-        logging.getLogger("flashelmo").setLevel(logging.INFO)
-    return verbose
-
-
-def complete_layers() -> list[str]:
-    """What `--layers` may be, for completion in a shell."""
-    return ["all", "top", "average", "0", "1", "2", "0,1,2"]
-
-
-def complete_numbers() -> list[str]:
-    """What `--layers` may be where none are computed from others, likewise."""
-    return ["all", "0", "1", "2", "0,1,2"]
-
-
-def complete_devices() -> list[str]:
-    """What `--device` may be, likewise."""
-    return ["auto", "cpu", "cuda", "cuda:0", "cuda:0,cuda:1"]
-
-
-def complete_names() -> list[str]:
-    """Names of models, likewise."""
-    return ["tiny", *named_models()]

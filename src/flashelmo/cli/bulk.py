@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flashelmo.cli.arguments import Folder, Json
-from flashelmo.cli.terminal import counted, progress_of, readable_size, rest_of_summary, say, warnings_to_stderr
+from flashelmo.cli.arguments import Json
+from flashelmo.cli.terminal import counted, progress_bar, readable_size, rest_of_summary, say
 from flashelmo.engine.arguments import ADDRESS, is_stream, path_of
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.named.locate import model_path
@@ -22,29 +22,6 @@ if TYPE_CHECKING:
     from flashelmo.engine.bulk.units import Corpus
 
 FILE_SUFFIXES = (".h5", ".hdf5", ".hdf", ".npz")
-
-ShardFormat = Annotated[
-    Folder | None, typer.Option(help="Format of an output folder: shards (default: native) or SeqVec's files.")
-]
-InputFormat = Annotated[
-    str | None,
-    typer.Option(
-        metavar="lines|jsonl|csv|tsv|tsv-quoted|parquet|conllu|tags|fasta",
-        help="Format of the input; default: by its name's suffix.",
-    ),
-]
-Field = Annotated[str | None, typer.Option(help="Field or column to embed.")]
-IdField = Annotated[str | None, typer.Option(help="Field or column with the records' ids.")]
-Tokenizer = Annotated[
-    str | None, typer.Option(metavar="whitespace|characters|moses|spacy:MODEL", help="Tokenizer for raw text.")
-]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue with the existing shards.")]
-NumShards = Annotated[int | None, typer.Option(help="Number of array jobs that write to one folder.")]
-ShardId = Annotated[int | None, typer.Option(help="Index of this job in the array, from 0.")]
-ShardRecords = Annotated[int | None, typer.Option(help="Records per shard; default: about 1 GiB.")]
-Workers = Annotated[int | None, typer.Option(help="Number of processes, which share the cores; with --ray, of actors.")]
-Ray = Annotated[str | None, typer.Option(metavar="local|auto|ADDRESS", help="Embed on a Ray cluster.")]
-ReportFile = Annotated[Path | None, typer.Option(help="Write a JSON report of the run to this file.")]
 
 
 def is_folder(output: Path, shard_format: str | None) -> bool:
@@ -90,18 +67,15 @@ def embed_to_folder(
         if report.exists() and Path(corpus.input).exists() and report.samefile(corpus.input):
             raise FlashElmoError(f"--report: {report}: is the input text itself")
         Report.check(report)
-    with warnings_to_stderr(quiet):
-        if workers is not None or ray is not None:
-            done, computed = _embed_with_others(corpus, how, quiet, 1 if workers is None else workers, ray)
-        else:
-            with closing(open_reader(corpus.input, **corpus.reader)) as records:
-                embedder = ElmoEmbedder.load(corpus.model, **corpus.options)
-                shards = {name: getattr(corpus, name) for name in ("format", "shard_records", "keep_tokens")}
-                with progress_of(lambda: records.n_bytes, quiet, in_lines=False) as on_progress:
-                    done = embed_corpus(
-                        embedder, records, target, corpus.output, **shards, **how, on_progress=on_progress
-                    )
-            computed = f"{embedder.device}, {embedder.precision}"
+    if workers is not None or ray is not None:
+        done, computed = _embed_with_others(corpus, how, quiet, 1 if workers is None else workers, ray)
+    else:
+        with closing(open_reader(corpus.input, **corpus.reader)) as records:
+            embedder = ElmoEmbedder.load(corpus.model, **corpus.options)
+            shards = {name: getattr(corpus, name) for name in ("format", "shard_records", "keep_tokens")}
+            with progress_bar(lambda: records.n_bytes, quiet) as on_progress:
+                done = embed_corpus(embedder, records, target, corpus.output, **shards, **how, on_progress=on_progress)
+        computed = f"{embedder.device}, {embedder.precision}"
     if report is not None:
         done.write(report, target, how["num_shards"], how["shard_id"])
     if as_json:
@@ -112,6 +86,7 @@ def embed_to_folder(
 
 def _embed_with_others(corpus: Corpus, how: dict[str, Any], quiet: bool, n: int, ray: str | None) -> tuple[Report, str]:
     """Embed with n processes, here or on a cluster: the report, and who computed."""
+    from flashelmo.engine.bulk.inputs import Input
     from flashelmo.engine.bulk.on_ray import embed_on_ray
     from flashelmo.engine.bulk.workers import embed_with_workers
 
@@ -120,8 +95,9 @@ def _embed_with_others(corpus: Corpus, how: dict[str, Any], quiet: bool, n: int,
     corpus = replace(corpus, model=model_path("model", corpus.model))
     how = {name: how[name] for name in ("resume", "overwrite")}
     if ray is not None:
-        return embed_on_ray(corpus, n, ray, **how), "1 actor on Ray" if n == 1 else f"{n} actors on Ray"
-    with closing(corpus.open()) as records, progress_of(lambda: records.n_bytes, quiet, in_lines=False) as on_progress:
+        return embed_on_ray(corpus, n, ray, **how), f"{counted(n, 'actor')} on Ray"
+    n_bytes = Input(corpus.input).n_bytes
+    with progress_bar(lambda: n_bytes, quiet) as on_progress:
         done = embed_with_workers(corpus, n, **how, on_progress=on_progress)
     return done, "1 process" if n == 1 else f"{n} processes"
 

@@ -8,12 +8,12 @@ from typing import Annotated
 
 import typer
 
-from flashelmo.cli.arguments import Json, Options, Overwrite, Quiet, Verbose
+from flashelmo.cli.arguments import AnyModel, Json, Options, Overwrite, Quiet, Verbose
 from flashelmo.cli.terminal import say
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(help="Model in any format, or its name.")],
+    source: AnyModel,
     destination: Annotated[Path, typer.Argument(help="Output folder.")],
     options: Options = None,
     overwrite: Overwrite = False,

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from flashelmo.cli.arguments import (
-    BadRecords,
-    DType,
+    Devices,
     ForgetSentences,
     InputText,
     Json,
     KeepBoundaries,
+    Model,
     Options,
     Overwrite,
-    Pool,
     Precision,
     Quiet,
     Runtime,
@@ -24,30 +23,12 @@ from flashelmo.cli.arguments import (
     Threads,
     Verbose,
     WordCache,
-    complete_devices,
     complete_layers,
-    complete_names,
     parse_coefficients,
     parse_layers,
 )
-from flashelmo.cli.bulk import (
-    Field,
-    IdField,
-    InputFormat,
-    NumShards,
-    Ray,
-    ReportFile,
-    Resume,
-    ShardFormat,
-    ShardId,
-    ShardRecords,
-    Tokenizer,
-    Workers,
-    embed_to_folder,
-    is_folder,
-)
+from flashelmo.cli.bulk import embed_to_folder, is_folder
 from flashelmo.cli.single_file import embed_records_to, embed_to_file
-from flashelmo.cli.terminal import warnings_to_stderr
 from flashelmo.engine.allocator import return_large_arrays
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.named.locate import bundled
@@ -57,13 +38,7 @@ from flashelmo.engine.output import Output
 def embed(
     input: InputText,
     output: Annotated[Path, typer.Argument(help="Output: folder of shards, or file: .h5 (HDF5) or .npz.")],
-    model: Annotated[
-        Path | None,
-        typer.Option(
-            help="Model: folder, archive, weights file or name; default: the bundled one.",
-            autocompletion=complete_names,
-        ),
-    ] = None,
+    model: Model = None,
     options: Options = None,
     layers: Annotated[
         str,
@@ -76,18 +51,11 @@ def embed(
     mix: Annotated[
         str | None, typer.Option(metavar="W0,W1,W2", help="Keep the weighted sum of the layers, with these weights.")
     ] = None,
-    dtype: Annotated[DType, typer.Option(help="Number type of the output.")] = "float32",
-    pool: Annotated[Pool | None, typer.Option(help="Pool to one vector per sentence.")] = None,
+    dtype: Annotated[Literal["float32", "float16"], typer.Option(help="Number type of the output.")] = "float32",
+    pool: Annotated[Literal["mean", "max"] | None, typer.Option(help="Pool to one vector per sentence.")] = None,
     precision: Precision = "auto",
     runtime: Runtime = "auto",
-    device: Annotated[
-        str,
-        typer.Option(
-            metavar="auto|cpu|cuda|cuda:0,cuda:1",
-            help="Device to compute on, or several.",
-            autocompletion=complete_devices,
-        ),
-    ] = "auto",
+    device: Devices = "auto",
     stateful: Annotated[bool, typer.Option("--stateful", help="Carry the state on, as AllenNLP does.")] = False,
     batch_size: Annotated[int | None, typer.Option(help="Rows per stateful batch; default: 64.")] = None,
     threads: Threads = None,
@@ -95,23 +63,38 @@ def embed(
         int | None, typer.Option(help="Tokens per window; larger windows share more steps and take more memory.")
     ] = None,
     word_cache: WordCache = None,
-    errors: Annotated[BadRecords, typer.Option(help="What to do with unreadable records.")] = "strict",
+    errors: Annotated[
+        Literal["strict", "replace", "skip"], typer.Option(help="What to do with unreadable records.")
+    ] = "strict",
     keep_sentence_boundaries: KeepBoundaries = False,
     use_sentence_keys: SentenceKeys = False,
     forget_sentences: ForgetSentences = False,
     overwrite: Overwrite = False,
-    format: ShardFormat = None,
-    input_format: InputFormat = None,
-    field: Field = None,
-    id_field: IdField = None,
-    tokenizer: Tokenizer = None,
-    resume: Resume = False,
-    num_shards: NumShards = None,
-    shard_id: ShardId = None,
-    shard_records: ShardRecords = None,
-    workers: Workers = None,
-    ray: Ray = None,
-    report: ReportFile = None,
+    format: Annotated[
+        Literal["native", "parquet", "seqvec"] | None,
+        typer.Option(help="Format of an output folder: shards (default: native) or SeqVec's files."),
+    ] = None,
+    input_format: Annotated[
+        str | None,
+        typer.Option(
+            metavar="lines|jsonl|csv|tsv|tsv-quoted|parquet|conllu|tags|fasta",
+            help="Format of the input; default: by its name's suffix.",
+        ),
+    ] = None,
+    field: Annotated[str | None, typer.Option(help="Field or column to embed.")] = None,
+    id_field: Annotated[str | None, typer.Option(help="Field or column with the records' ids.")] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(metavar="whitespace|characters|moses|spacy:MODEL", help="Tokenizer for raw text.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue with the existing shards.")] = False,
+    num_shards: Annotated[int | None, typer.Option(help="Number of array jobs that write to one folder.")] = None,
+    shard_id: Annotated[int | None, typer.Option(help="Index of this job in the array, from 0.")] = None,
+    shard_records: Annotated[int | None, typer.Option(help="Records per shard; default: about 1 GiB.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Number of processes, which share the cores; with --ray, of actors.")
+    ] = None,
+    ray: Annotated[str | None, typer.Option(metavar="local|auto|ADDRESS", help="Embed on a Ray cluster.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write a JSON report of the run to this file.")] = None,
     as_json: Json = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
@@ -120,8 +103,7 @@ def embed(
     if batch_size is not None and not stateful and runtime != "reference":
         raise FlashElmoError("--batch-size: requires --stateful; without it, the engine chooses the batches")
     return_large_arrays()
-    with warnings_to_stderr(quiet):
-        kept = Output(parse_layers(layers), dtype, pool, None if mix is None else parse_coefficients("--mix", mix))
+    kept = Output(parse_layers(layers), dtype, pool, None if mix is None else parse_coefficients("--mix", mix))
     settings = {
         "options_file": options,
         "precision": precision,

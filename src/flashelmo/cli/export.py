@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from flashelmo.cli.arguments import (
+    AnyModel,
     Json,
     Options,
     Overwrite,
@@ -33,7 +34,7 @@ MAX_VERIFIED = 10_000  # sentences or tokens to verify with: the reference compu
 
 
 def export(
-    model: Annotated[Path, typer.Argument(help="Model in any format, or its name.")],
+    model: AnyModel,
     destination: Annotated[Path, typer.Argument(metavar="OUT", help="Output folder.")],
     options: Options = None,
     precision: Annotated[

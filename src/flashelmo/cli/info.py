@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from pathlib import Path
-from typing import Annotated
 
-import typer
-
-from flashelmo.cli.arguments import Json, Options
+from flashelmo.cli.arguments import AnyModel, Json, Options
 from flashelmo.cli.terminal import readable_size
 
 
 def info(
-    model: Annotated[Path, typer.Argument(help="Model in any format, or its name.")],
+    model: AnyModel,
     options: Options = None,
     as_json: Json = False,
 ) -> None:

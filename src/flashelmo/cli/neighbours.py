@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from flashelmo.cli.arguments import Options, Precision, Threads, parse_layers
-from flashelmo.cli.terminal import warnings_to_stderr
+from flashelmo.cli.arguments import Device, InputText, Model, Options, Precision, Threads, log_less, parse_layers
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.text.sentences import SURROGATE
 from flashelmo.engine.text.windows import read_windows
@@ -19,17 +17,15 @@ TOKENS_AROUND = 6  # of a neighbour, on either side
 
 
 def neighbours(
-    text: Annotated[
-        str, typer.Argument(help="Text: one sentence per line, tokens separated by whitespace; - is stdin.")
-    ],
+    text: InputText,
     word: Annotated[str, typer.Argument(help="Word that occurs in each SENTENCE.")],
     sentences: Annotated[list[str], typer.Argument(metavar="SENTENCE", help="Sentences that contain the word.")],
-    model: Annotated[Path | None, typer.Option(help="Model or its name; default: the bundled one.")] = None,
+    model: Model = None,
     options: Options = None,
     layers: Annotated[str, typer.Option(metavar="average|top|0", help="Layers to compare.")] = "average",
     n: Annotated[int, typer.Option("-n", min=1, help="Number of neighbours for each sentence.")] = 5,
     same_word: Annotated[bool, typer.Option("--same-word", help="Only other occurrences of the same word.")] = False,
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|cuda:1", help="Device to compute on.")] = "auto",
+    device: Device = "auto",
     precision: Precision = "auto",
     threads: Threads = None,
 ) -> None:
@@ -40,15 +36,15 @@ def neighbours(
     word, *sentences = map(_in_utf8, (word, *sentences))
     compared, uses = parse_layers(layers), [Use.of(sentence, word, same_word) for sentence in sentences]
     check_layers(compared)
-    with warnings_to_stderr(quiet=True):
-        elmo = ElmoEmbedder.load(model, options_file=options, device=device, precision=precision, threads=threads)
-        found = neighbours_of(elmo, _tokens(text), uses, n=n, layers=compared)
-        for sentence, nearest in zip(sentences, found, strict=True):
-            print(f"{word} in: {sentence}" + ("" if nearest else "\n  none found"))
-            for each in nearest:
-                before = " ".join(each.tokens[max(0, each.position - TOKENS_AROUND) : each.position])
-                behind = " ".join(each.tokens[each.position + 1 :][:TOKENS_AROUND])
-                print(f"  {each.similarity:.2f}  {before[-32:]:>32} [{each.word}] {behind[:32]}")
+    log_less(True)
+    elmo = ElmoEmbedder.load(model, options_file=options, device=device, precision=precision, threads=threads)
+    found = neighbours_of(elmo, _tokens(text), uses, n=n, layers=compared)
+    for sentence, nearest in zip(sentences, found, strict=True):
+        print(f"{word} in: {sentence}" + ("" if nearest else "\n  none found"))
+        for each in nearest:
+            before = " ".join(each.tokens[max(0, each.position - TOKENS_AROUND) : each.position])
+            behind = " ".join(each.tokens[each.position + 1 :][:TOKENS_AROUND])
+            print(f"  {each.similarity:.2f}  {before[-32:]:>32} [{each.word}] {behind[:32]}")
 
 
 def _in_utf8(argument: str) -> str:

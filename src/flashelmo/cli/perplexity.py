@@ -7,19 +7,17 @@ from typing import Annotated
 
 import typer
 
-from flashelmo.cli.arguments import Options, Threads
+from flashelmo.cli.arguments import Device, InputText, Options, Threads
 
 
 def perplexity(
     model: Annotated[Path, typer.Argument(help="Model with its softmax, as `flashelmo train` writes it.")],
-    text: Annotated[
-        Path, typer.Argument(help="Text: one sentence per line, tokens separated by whitespace; - is stdin.")
-    ],
+    text: InputText,
     options: Options = None,
     tokens: Annotated[
         bool, typer.Option("--tokens", help="Print one line per token: forward and backward log-probability, token.")
     ] = False,
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|cuda:1", help="Device to compute on.")] = "auto",
+    device: Device = "auto",
     threads: Threads = None,
 ) -> None:
     """Compute a text's perplexity, forward and backward. Each sentence starts from a fresh state."""

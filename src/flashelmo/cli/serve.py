@@ -9,8 +9,18 @@ from typing import Annotated, Any
 
 import typer
 
-from flashelmo.cli.arguments import KeepBoundaries, Options, Precision, Runtime, Threads, WordCache, parse_numbers
-from flashelmo.cli.terminal import say, warnings_to_stderr
+from flashelmo.cli.arguments import (
+    Devices,
+    KeepBoundaries,
+    Options,
+    Precision,
+    Quiet,
+    Runtime,
+    Threads,
+    WordCache,
+    parse_numbers,
+)
+from flashelmo.cli.terminal import say
 from flashelmo.engine.arguments import path_of
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.named.locate import model_path
@@ -27,10 +37,7 @@ def serve(
     ] = "whitespace",
     precision: Precision = "auto",
     runtime: Runtime = "auto",
-    device: Annotated[
-        str,
-        typer.Option(metavar="auto|cpu|cuda|cuda:0,cuda:1", help="Device to compute on; several get a process each."),
-    ] = "auto",
+    device: Devices = "auto",
     threads: Threads = None,
     word_cache: WordCache = None,
     batch_invariant: Annotated[
@@ -52,7 +59,7 @@ def serve(
     replicas: Annotated[
         str | None, typer.Option(metavar="N|FEWEST,MOST", help="With --ray: number of replicas, or its range.")
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No messages.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Serve a model's vectors over HTTP; see docs/serving.md."""
     from flashelmo.engine.settings import CudaSettings
@@ -85,11 +92,10 @@ def serve(
     if replicas is not None and ray is None:
         raise FlashElmoError("--replicas: requires --ray")
     tell: Callable[[str], None] = (lambda text: None) if quiet else say
-    with warnings_to_stderr(quiet):
-        if ray is None:
-            run(settings, host, port, tell)
-        else:
-            serve_on_ray(settings, host, port, ray, _replicas(replicas or "1"), tell)
+    if ray is None:
+        run(settings, host, port, tell)
+    else:
+        serve_on_ray(settings, host, port, ray, _replicas(replicas or "1"), tell)
 
 
 def _replicas(text: str) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict
@@ -14,11 +15,9 @@ from flashelmo.cli.terminal import (
     counted,
     file_status,
     progress_bar,
-    progress_of,
     readable_size,
     rest_of_summary,
     say,
-    warnings_to_stderr,
 )
 from flashelmo.engine.arguments import is_stream, path_of, standard_input
 from flashelmo.engine.embed_file import Summary, embed_file
@@ -49,21 +48,22 @@ def embed_to_file(
     """Open the files, load the model, embed; what is cheap to check is checked first."""
     target = path_of("output", target)
     with _open_input(source) as file:
-        _check_target(target, file_status(file), model, settings)
+        status = file_status(file)
+        _check_target(target, status, model, settings)
+        total = status.st_size if status is not None and stat.S_ISREG(status.st_mode) else None
         with open_sink(target, output, **sink_settings) as sink:
             from flashelmo.engine.embedder import ElmoEmbedder
 
-            with warnings_to_stderr(quiet):
-                embedder = ElmoEmbedder.load(model, **settings)
-                with progress_bar(file, quiet, in_lines) as on_progress:
-                    summary = embed_file(
-                        embedder,
-                        file,
-                        sink,
-                        errors=cast(Errors, errors),
-                        universal_newlines=universal_newlines,
-                        on_progress=on_progress,
-                    )
+            embedder = ElmoEmbedder.load(model, **settings)
+            with progress_bar(lambda: total, quiet, in_lines) as on_progress:
+                summary = embed_file(
+                    embedder,
+                    file,
+                    sink,
+                    errors=cast(Errors, errors),
+                    universal_newlines=universal_newlines,
+                    on_progress=on_progress,
+                )
     _print_summary(summary, target, embedder.device, embedder.precision, quiet, as_json)
 
 
@@ -89,9 +89,9 @@ def embed_records_to(
         if as_seqvec
         else open_sink(target, corpus.output, **sink_settings)
     )
-    with closing(records), warnings_to_stderr(quiet), opened as sink:
+    with closing(records), opened as sink:
         embedder = ElmoEmbedder.load(corpus.model, **corpus.options)
-        with progress_of(lambda: records.n_bytes, quiet, in_lines=False) as on_progress:
+        with progress_bar(lambda: records.n_bytes, quiet) as on_progress:
             summary = embed_records(embedder, records, sink, on_progress=on_progress)
     _print_summary(summary, target, embedder.device, embedder.precision, quiet, as_json)
 

@@ -6,7 +6,6 @@ import io
 import logging
 import os
 import signal
-import stat
 import sys
 import threading
 import time
@@ -64,17 +63,12 @@ def file_status(file: IO[Any]) -> os.stat_result | None:
 
 
 @contextmanager
-def progress_bar(file: IO[bytes], quiet: bool, in_lines: bool) -> Iterator[OnTextProgress]:
-    """A bar of the text's bytes where there is a terminal, or else lines every ten seconds."""
-    status = file_status(file)
-    total = status.st_size if status is not None and stat.S_ISREG(status.st_mode) else None
-    with progress_of(lambda: total, quiet, in_lines) as on_progress:
-        yield on_progress
+def progress_bar(total: Callable[[], int | None], quiet: bool, in_lines: bool = False) -> Iterator[OnTextProgress]:
+    """A bar of a text's bytes where there is a terminal, or else, or `in_lines`, lines every ten seconds.
 
-
-@contextmanager
-def progress_of(total: Callable[[], int | None], quiet: bool, in_lines: bool) -> Iterator[OnTextProgress]:
-    """As `progress_bar`, of as many bytes as `total` says each time; None where nobody knows how many there are."""
+    Args:
+        total: says each time how many bytes there are; None where nobody knows.
+    """
     if quiet:
         yield lambda n_bytes, n_tokens: None
         return
@@ -184,19 +178,8 @@ def rest_of_summary(done: Any, computed: str) -> str:
 
 
 @contextmanager
-def warnings_to_stderr(quiet: bool) -> Iterator[None]:
-    """As `messages_to_stderr` has it; with `quiet`, none about the choice of a device."""
-    device = logging.getLogger("flashelmo.device")
-    device.setLevel(logging.ERROR if quiet else logging.NOTSET)
-    try:
-        yield
-    finally:
-        device.setLevel(logging.NOTSET)
-
-
-@contextmanager
 def messages_to_stderr() -> Iterator[None]:
-    """The engine's warnings go to standard error, a line each, and with `--verbose` what else it says."""
+    """The engine's warnings go to standard error, a line each; `--verbose` and `--quiet` choose what else, or less."""
     handler = _Messages()
     handler.setFormatter(logging.Formatter("flashelmo: %(message)s"))
     logger = logging.getLogger("flashelmo")
@@ -206,6 +189,7 @@ def messages_to_stderr() -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(logging.NOTSET)
+        logging.getLogger("flashelmo.device").setLevel(logging.NOTSET)
 
 
 class _Messages(logging.Handler):

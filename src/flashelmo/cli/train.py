@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flashelmo.cli.arguments import Overwrite, Threads
-from flashelmo.cli.terminal import StatusLine, say, warnings_to_stderr
+from flashelmo.cli.arguments import Device, Overwrite, Quiet, Threads
+from flashelmo.cli.terminal import StatusLine, say
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.config import ElmoConfig
 
@@ -50,7 +50,7 @@ def train(
     clip: Annotated[float, typer.Option(help="Gradient norm to clip at.")] = 10.0,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     precision: Annotated[str, typer.Option(metavar="auto|fp32|bf16", help="Precision of matrix products.")] = "auto",
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|cuda:1", help="Device to compute on.")] = "auto",
+    device: Device = "auto",
     threads: Threads = None,
     no_cuda_graph: Annotated[bool, typer.Option("--no-cuda-graph", help="Launch GPU kernels one by one.")] = False,
     save_every: Annotated[float, typer.Option(help="Seconds between checkpoints.")] = 300.0,
@@ -63,7 +63,7 @@ def train(
         Path | None, typer.Option(help="File with the texts' licences, for the model card.")
     ] = None,
     overwrite: Overwrite = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar and no summary.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train a model on text, or continue training one. A run that was killed resumes when started again."""
     from flashelmo.engine.model.initialize import preset_config
@@ -93,7 +93,7 @@ def train(
         "" if license_text is None else read_text(license_text),
         shlex.join(["flashelmo", *map(_without_folder, sys.argv[1:])]), dtype, overwrite,
     )  # fmt: skip
-    with warnings_to_stderr(quiet), _progress(quiet) as on_progress:
+    with _progress(quiet) as on_progress:
         record = run(task, settings, on_progress)
     if not quiet and record.points:
         last = record.points[-1]
