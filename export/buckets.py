@@ -48,6 +48,9 @@ class Buckets:
         wanted: providers, the preferred one first; CUDA's captures graphs unless its options say otherwise.
         options: onnxruntime.SessionOptions.
 
+    Attributes:
+        smallest: the file that is cheapest to open.
+
     Raises:
         FlashElmoError: ONNX Runtime cannot load a file there.
     """
@@ -59,16 +62,13 @@ class Buckets:
         self._options = options
         self._opened: InEachProcess[dict[Bucket, _Opened]] = InEachProcess(dict)
         self._lock = InEachProcess(threading.RLock)
-
-    @property
-    def smallest(self) -> Path:
-        """Return the file that is cheapest to open."""
-        return self._files[min(self._files, key=lambda bucket: bucket[0] * bucket[1])]
+        self._smallest = min(self._files, key=lambda bucket: bucket[0] * bucket[1])
+        self.smallest = self._files[self._smallest]
 
     def session(self) -> Any:
         """Return the smallest file's session."""
         with self._lock():
-            return self._open(min(self._files, key=lambda bucket: bucket[0] * bucket[1])).session
+            return self._open(self._smallest).session
 
     def run(self, inputs: Arrays, metadata: Metadata, names: Sequence[str], on_device: bool) -> dict[str, Any]:
         """Return outputs [B, T, ...] for inputs [B, T, ...], by name, for a batch of any number of sentences.

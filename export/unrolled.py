@@ -33,7 +33,7 @@ from flashelmo.engine.model.weights import DIRECTIONS, GATES
 from flashelmo.export.distinct_words import Vocabulary
 from flashelmo.export.metadata import Metadata
 from flashelmo.export.unrolled_words import convolution_tensors, int32, most_values_of_words, words_of_places
-from flashelmo.export.whole_model import boundary_names, n_lstm_layers
+from flashelmo.export.whole_model import boundary_names, n_lstm_layers, write_layers
 
 PARTS = 32  # that ONNX Runtime's Split and Concat take without a copy from the host
 BOTH = len(DIRECTIONS)
@@ -196,22 +196,13 @@ def _joined(graph: Graph, parts: Sequence[str], axis: int) -> str:
 
 def _write_outputs(graph: Graph, metadata: Metadata, layers: Sequence[str], lengths: str) -> None:
     """Write what callers read: the layers, their mix, its mean over the tokens, and the mask."""
-    bucket, size = metadata.bucket or (0, 0), metadata.config.output_size
-    for layer in metadata.layers:
-        graph.node("Identity", [layers[layer]], f"hidden_states.{layer}")
-        graph.output(f"hidden_states.{layer}", [*bucket, size])
-    terms = [
-        graph.node("Mul", [layers[layer], graph.number(f"mix.{layer}", coefficient)])
-        for layer, coefficient in enumerate(metadata.mix)
-        if coefficient
-    ]
-    graph.node("Sum", terms, "token_embeddings")
-    graph.output("token_embeddings", [*bucket, size])
+    bucket = metadata.bucket or (0, 0)
+    write_layers(graph, metadata, layers, bucket)
     total = graph.node("ReduceSum", [graph.to_float32("token_embeddings"), graph.ints(1)], keepdims=0)
     count = graph.node("Max", [lengths, graph.constant("least_count", 1, np.int32)])
     mean = graph.node("Div", [total, graph.node("Cast", [count], to=TensorProto.FLOAT)])
     graph.node("Identity", [graph.to_float16(mean)], "sentence_embedding")
-    graph.output("sentence_embedding", [bucket[0], size])
+    graph.output("sentence_embedding", [bucket[0], metadata.config.output_size])
     graph.output("mask", bucket, TensorProto.BOOL)
 
 

@@ -12,6 +12,8 @@ states of rows that have ended.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from onnx import TensorProto, helper
 
 from flashelmo.engine.graph.builder import Graph
@@ -44,7 +46,7 @@ def elmo_graph(metadata: Metadata, vocabulary: Vocabulary, weight_type: NumberTy
     mask = of_given(graph, words.mask, words, "mask")
     present, zero = graph.node("Unsqueeze", [mask, graph.ints(2)]), graph.number("zero_vector", 0)
     layers = [graph.node("Where", [present, graph.node("Concat", pair, axis=2), zero]) for pair in halves]
-    _write_layers(graph, metadata, words, sentences, layers)
+    _write_outputs(graph, metadata, words, sentences, layers)
     if metadata.stateful:
         _write_states(graph, metadata, words, [states for _, states in directions])
     return graph
@@ -111,19 +113,24 @@ def boundary_names(layer: int, direction: str) -> tuple[str, str]:
     return f"{prefix}_hidden", f"{prefix}_cell"
 
 
-def _write_layers(graph: Graph, metadata: Metadata, words: Words, sentences: Sentences, layers: list[str]) -> None:
-    """Write the outputs that callers read."""
-    size = metadata.config.output_size
+def write_layers(graph: Graph, metadata: Metadata, layers: Sequence[str], axes: Sequence[str | int]) -> None:
+    """Write the layers that are outputs, and the mix of all, with these axes and the vectors'."""
+    shape = [*axes, metadata.config.output_size]
     for layer in metadata.layers:
         graph.node("Identity", [layers[layer]], f"hidden_states.{layer}")
-        graph.output(f"hidden_states.{layer}", [*BATCH, size])
+        graph.output(f"hidden_states.{layer}", shape)
     terms = [
         graph.node("Mul", [layers[layer], graph.number(f"mix.{layer}", coefficient)])
         for layer, coefficient in enumerate(metadata.mix)
         if coefficient
     ]
     graph.node("Sum", terms, "token_embeddings")
-    graph.output("token_embeddings", [*BATCH, size])
+    graph.output("token_embeddings", shape)
+
+
+def _write_outputs(graph: Graph, metadata: Metadata, words: Words, sentences: Sentences, layers: list[str]) -> None:
+    """Write the outputs that callers read."""
+    write_layers(graph, metadata, layers, BATCH)
     columns = graph.node("Slice", [words.missing, graph.ints(1), graph.ints(2)])
     pads = graph.node("Concat", [graph.ints(0, 0, 0, 0), columns, graph.ints(0)], axis=0)
     summed = graph.node("Pad", [graph.to_float32("token_embeddings"), pads])  # older runtimes cannot sum nothing
@@ -132,7 +139,7 @@ def _write_layers(graph: Graph, metadata: Metadata, words: Words, sentences: Sen
     count = graph.node("Max", [lengths, graph.ints(1)])
     mean = graph.node("Div", [total, graph.node("Cast", [count], to=TensorProto.FLOAT)])
     graph.node("Identity", [graph.to_float16(mean)], "sentence_embedding")
-    graph.output("sentence_embedding", [BATCH[0], size])
+    graph.output("sentence_embedding", [BATCH[0], metadata.config.output_size])
     graph.output("mask", BATCH, TensorProto.BOOL)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from flashelmo.engine.bulk import folder as folders
 from flashelmo.engine.files import lock, take_folder
-from flashelmo.engine.sinks import writing
+from flashelmo.engine.sinks.files import writing
 
 ALL = ".lock"
 DIGITS = 20

@@ -11,7 +11,7 @@ from typing import Any
 from flashelmo.engine.arguments import path_of
 from flashelmo.engine.bulk.folder import Meta, read_json, shard_numbers
 from flashelmo.engine.bulk.shards import shard_name
-from flashelmo.engine.sinks import writing
+from flashelmo.engine.sinks.files import writing
 
 
 @dataclass

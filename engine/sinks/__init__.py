@@ -23,15 +23,13 @@ from flashelmo.engine.arguments import flag, path_of
 from flashelmo.engine.arrays import Array
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Output
-from flashelmo.engine.sinks.files import check_path, publish, take_name, temporary_beside, writing
+from flashelmo.engine.sinks.files import check_path, publish, temporary_beside, writing
 
 if TYPE_CHECKING:
     from flashelmo.engine.sinks.hdf5 import Hdf5File
     from flashelmo.engine.sinks.npz import NpzFile
 
-__all__ = ["HDF5_SUFFIXES", "Record", "Sink", "open_sink", "take_name", "writing"]
-
-HDF5_SUFFIXES = (".h5", ".hdf5", ".hdf", "")
+FILE_SUFFIXES = (".h5", ".hdf5", ".hdf", ".npz")
 INDEX_NAME = "sentence_to_index"
 ENTRY_BYTES = 300  # approximate size of an array's name and shape in a file
 
@@ -214,9 +212,9 @@ def open_sink(
 
 
 def _is_npz(path: Path) -> bool:
-    """Whether the suffix is .npz, not one of HDF5's."""
+    """Whether the suffix is .npz, not one of HDF5's, which may have none."""
     suffix = path.suffix.lower()
-    if suffix != ".npz" and suffix not in HDF5_SUFFIXES:
+    if suffix and suffix not in FILE_SUFFIXES:
         expected = f"expected a name that ends with .h5, .hdf5 or .npz, found {path.suffix}"
         raise FlashElmoError(f"{path}: {expected}; a folder of shards has no suffix, or --format native")
     return suffix == ".npz"

@@ -25,12 +25,11 @@ from flashelmo.engine.arrays import Array
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.files import check_link
 from flashelmo.engine.output import Output, cast, pool_mean
-from flashelmo.engine.sinks import ENTRY_BYTES, Record
+from flashelmo.engine.sinks import ENTRY_BYTES, FILE_SUFFIXES, Record
 from flashelmo.engine.sinks.files import RUN, check_path, publish, temporary_beside, writing
 from flashelmo.engine.sinks.hdf5 import Hdf5File
 
 RESIDUES, PROTEINS, MAPPING = "embeddings_file.h5", "reduced_embeddings_file.h5", "mapping_file.csv"
-FILE_SUFFIXES = (".h5", ".hdf5", ".hdf", ".npz", ".csv")
 COLUMNS = ("", "original_id", "sequence_length")
 ROW_BYTES = 64  # about, per row of the mapping
 
@@ -125,7 +124,7 @@ def open_seqvec(folder: str | Path, output: Output | None = None, *, overwrite: 
             or written to.
     """
     folder, overwrite, output = path_of("output", folder), flag("overwrite", overwrite), output or Output()
-    if folder.suffix.lower() in FILE_SUFFIXES or (folder.exists() and not folder.is_dir()):
+    if folder.suffix.lower() in (*FILE_SUFFIXES, ".csv") or (folder.exists() and not folder.is_dir()):
         raise FlashElmoError(f"{folder}: expected a folder's name for SeqVec's files, found a file's")
     check_link(folder)
     if (folder / RUN).exists():
@@ -133,8 +132,8 @@ def open_seqvec(folder: str | Path, output: Output | None = None, *, overwrite: 
     names = [RESIDUES, PROTEINS, MAPPING]
     is_new = not folder.exists()
     with writing(folder):
-        for name in names:
-            check_path(folder / name, folder.resolve() / name, overwrite) if not is_new else None
+        for name in [] if is_new else names:
+            check_path(folder / name, folder.resolve() / name, overwrite)
         folder.mkdir(exist_ok=True)
     written = names[1:] if output.pool else names
     sink = None

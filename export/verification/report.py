@@ -120,7 +120,21 @@ class Report:
 
     def to_markdown(self) -> str:
         """Return the page for people."""
-        return report_page(self)
+        verdict = [
+            "Passed: weights are the model's, masks are equal, padding is zero, everything is finite, and every error "
+            "is within its bound."
+        ]
+        if not self.passed:
+            verdict = ["**Failed.**", "", *(f"- {line}" for line in self.failures)]
+        parts = [
+            f"# Verification of {self.file}",
+            "\n".join(verdict),
+            table(("what", "found"), _facts(self)),
+            table(ERRORS, _errors(self)),
+            "Each output's worst case; relative errors are of all its vectors, and of the worst vector. The cases:",
+            table(("case", "batches", "sentences", "tokens", "max abs error", "relative error"), _cases(self.cases)),
+        ]
+        return "\n\n".join(parts) + "\n"
 
 
 def worst(name: str, errors: Iterable[OutputError]) -> OutputError:
@@ -162,25 +176,6 @@ def bound_text(bound: Bound) -> str:
     limits = {name: getattr(bound, kind) for kind, name in KINDS.items()}
     parts = [f"{name} < {short(limit)}" for name, limit in limits.items() if limit is not None]
     return ", ".join(parts if bound.cosine is None else [*parts, f"cosine > {bound.cosine:g}"])
-
-
-def report_page(report: Report) -> str:
-    """Return the report in Markdown."""
-    verdict = [
-        "Passed: weights are the model's, masks are equal, padding is zero, everything is finite, and every error is "
-        "within its bound."
-    ]
-    if not report.passed:
-        verdict = ["**Failed.**", "", *(f"- {line}" for line in report.failures)]
-    parts = [
-        f"# Verification of {report.file}",
-        "\n".join(verdict),
-        table(("what", "found"), _facts(report)),
-        table(ERRORS, _errors(report)),
-        "Each output's worst case; relative errors are of all its vectors, and of the worst vector. The cases:",
-        table(("case", "batches", "sentences", "tokens", "max abs error", "relative error"), _cases(report.cases)),
-    ]
-    return "\n\n".join(parts) + "\n"
 
 
 def _facts(report: Report) -> list[tuple[str, str]]:

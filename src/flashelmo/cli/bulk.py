@@ -16,12 +16,11 @@ from flashelmo.cli.terminal import counted, progress_bar, readable_size, rest_of
 from flashelmo.engine.arguments import ADDRESS, is_stream, path_of
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.named.locate import model_path
+from flashelmo.engine.sinks import FILE_SUFFIXES
 
 if TYPE_CHECKING:
     from flashelmo.engine.bulk.report import Report
     from flashelmo.engine.bulk.units import Corpus
-
-FILE_SUFFIXES = (".h5", ".hdf5", ".hdf", ".npz")
 
 
 def is_folder(output: Path, shard_format: str | None) -> bool:
