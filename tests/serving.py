@@ -6,10 +6,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 import httpx
 import numpy as np
@@ -25,6 +26,8 @@ from flashelmo.serve.service import Service, ServiceSettings
 
 TEXTS = ["the cat sat", "cat", "", "incomprehensibilities the é cat the sat", "sat cat"]
 SECONDS_TO_START, SECONDS_TO_END = 60, 30
+
+P = ParamSpec("P")
 
 
 class Server:
@@ -149,6 +152,16 @@ def fake_service(model: Path, windows: int = 1, **settings: Any) -> tuple[Servic
     worker = FakeWorker(service, windows)
     service.workers = service._batcher.workers = [worker]  # type: ignore[list-item]
     return service, worker
+
+
+def asynchronous(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
+    """A test in an event loop of its own."""
+
+    @wraps(test)
+    def run(*arguments: P.args, **fixtures: P.kwargs) -> None:
+        asyncio.run(asyncio.wait_for(test(*arguments, **fixtures), SECONDS_TO_END))
+
+    return run
 
 
 async def settle() -> None:

@@ -18,7 +18,7 @@ pytest.importorskip("fastapi", reason="the extra [serve] is not installed")
 
 import pyarrow as pa
 from safetensors.numpy import load
-from serving import TEXTS, Server, bits, served, tiny_embedder
+from serving import TEXTS, Server, asynchronous, bits, served, tiny_embedder
 from tiny_models import MODELS
 
 from flashelmo import Client, ElmoEmbedder, FlashElmoError
@@ -135,7 +135,8 @@ def test_large_answers_are_streamed(server: Server, embedder: ElmoEmbedder) -> N
         assert arrays["offsets"].tolist() == [*range(0, 1500 * n + 1, 1500), 1500 * n]
 
 
-def test_others_are_answered_while_a_large_answer_is_sent() -> None:
+@asynchronous
+async def test_others_are_answered_while_a_large_answer_is_sent() -> None:
     """Also when its client reads all at once, so that nothing else makes it wait."""
     turns, seen = 0, list[int]()
 
@@ -151,18 +152,15 @@ def test_others_are_answered_while_a_large_answer_is_sent() -> None:
     async def receive() -> Any:
         await asyncio.Event().wait()
 
-    async def scene() -> None:
-        exchange = guard._Exchange(receive, send, 0, Load(Limits(), Metrics()))
-        whole = exchange.send({"type": "http.response.body", "body": bytes(4 * guard.PIECE_BYTES)})
-        pieces = response_of(iter([b"a"] * 4), STREAMED_BYTES + 1, SAFETENSORS)({"type": "http"}, receive, send)
-        for answer in (whole, pieces):
-            seen.clear()
-            task = asyncio.create_task(others())
-            await answer
-            task.cancel()
-            assert len({*seen}) >= 4
-
-    asyncio.run(scene())
+    exchange = guard._Exchange(receive, send, 0, Load(Limits(), Metrics()))
+    whole = exchange.send({"type": "http.response.body", "body": bytes(4 * guard.PIECE_BYTES)})
+    pieces = response_of(iter([b"a"] * 4), STREAMED_BYTES + 1, SAFETENSORS)({"type": "http"}, receive, send)
+    for answer in (whole, pieces):
+        seen.clear()
+        task = asyncio.create_task(others())
+        await answer
+        task.cancel()
+        assert len({*seen}) >= 4
 
 
 @pytest.mark.parametrize("encoding", ["float", "base64"])

@@ -23,7 +23,18 @@ pytest.importorskip("fastapi", reason="the extra [serve] is not installed")
 
 import uvicorn
 from safetensors.numpy import load
-from serving import TEXTS, FakeWorker, Server, bits, fake_service, served, settle, tiny_embedder, wait_until
+from serving import (
+    TEXTS,
+    FakeWorker,
+    Server,
+    asynchronous,
+    bits,
+    fake_service,
+    served,
+    settle,
+    tiny_embedder,
+    wait_until,
+)
 
 from flashelmo import Client, FlashElmoError
 from flashelmo import client as client_module
@@ -158,30 +169,27 @@ async def in_process(service: Service) -> AsyncIterator[str]:
     await task
 
 
-def test_a_client_of_http_1_0_gets_no_chunks(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@asynchronous
+async def test_a_client_of_http_1_0_gets_no_chunks(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The end of an answer that is sent while it is made is that of the connection."""
-
-    async def scene() -> None:
-        service, worker = fake_service(model)
-        async with in_process(service) as url:
-            for most in (1 << 20, 0):
-                monkeypatch.setattr(formats, "STREAMED_BYTES", most)
-                reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
-                body = b'{"inputs": ["a b", "c"]}'
-                head = f"POST /embed_all HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
-                writer.write(f"{head}\r\n\r\n".encode() + body)
-                while not worker.held:
-                    await asyncio.sleep(0.01)
-                worker.finish()
-                answer = await asyncio.wait_for(reader.read(), 4)
-                head, _, found = answer.decode().lower().partition("\r\n\r\n")
-                assert json.loads(found) == [[[2.0] * 8] * 2, [[1.0] * 8]]
-                assert "connection: close" in head and "transfer-encoding" not in head
-                assert ("content-length" in head) == (most > 0)
-                writer.close()
-                await writer.wait_closed()
-
-    asyncio.run(asyncio.wait_for(scene(), 30))
+    service, worker = fake_service(model)
+    async with in_process(service) as url:
+        for most in (1 << 20, 0):
+            monkeypatch.setattr(formats, "STREAMED_BYTES", most)
+            reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+            body = b'{"inputs": ["a b", "c"]}'
+            head = f"POST /embed_all HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+            writer.write(f"{head}\r\n\r\n".encode() + body)
+            while not worker.held:
+                await asyncio.sleep(0.01)
+            worker.finish()
+            answer = await asyncio.wait_for(reader.read(), 4)
+            head, _, found = answer.decode().lower().partition("\r\n\r\n")
+            assert json.loads(found) == [[[2.0] * 8] * 2, [[1.0] * 8]]
+            assert "connection: close" in head and "transfer-encoding" not in head
+            assert ("content-length" in head) == (most > 0)
+            writer.close()
+            await writer.wait_closed()
 
 
 @pytest.mark.parametrize(("length", "found"), [("9" * 5000, "9" * 18), ("0" * 5000 + "2001", "2001")])
@@ -193,53 +201,48 @@ def test_a_length_of_thousands_of_digits(length: str, found: str, model: Path) -
         guard.Guard(None, service)._check(scope)  # type: ignore[arg-type]
 
 
-def test_a_slow_head_is_given_up(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@asynchronous
+async def test_a_slow_head_is_given_up(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_module, "HEAD_SECONDS", 0.2)
-
-    async def scene() -> None:
-        service, _ = fake_service(model)
-        async with in_process(service) as url:
-            port = int(url.rpartition(":")[2])
-            for part in (b"", b"GET /health HTTP/1.1\r\nHo", b"GET /health HTTP/1.1\r\nHost: x\r\n\r\nGET /heal"):
-                reader, writer = await asyncio.open_connection("127.0.0.1", port)
-                writer.write(part)
-                answer = await asyncio.wait_for(reader.read(), 4)
-                assert (b"200 OK" in answer) == (b"\r\n\r\n" in part)
-                writer.close()
-
-    asyncio.run(scene())
+    service, _ = fake_service(model)
+    async with in_process(service) as url:
+        port = int(url.rpartition(":")[2])
+        for part in (b"", b"GET /health HTTP/1.1\r\nHo", b"GET /health HTTP/1.1\r\nHost: x\r\n\r\nGET /heal"):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(part)
+            answer = await asyncio.wait_for(reader.read(), 4)
+            assert (b"200 OK" in answer) == (b"\r\n\r\n" in part)
+            writer.close()
 
 
 def asgi(service: Service) -> httpx.AsyncClient:
     return httpx.AsyncClient(transport=httpx.ASGITransport(make_app(service, starts=False)), base_url="http://x")
 
 
-def test_more_requests_than_allowed_are_told_to_come_back(model: Path) -> None:
-    async def scene() -> None:
-        service, worker = fake_service(model, limits=Limits(requests=2, result_bytes=100))
-        async with asgi(service) as http:
-            tasks = [asyncio.create_task(http.post("/embed", json={"inputs": text})) for text in "abcd"]
-            await settle()
-            await asyncio.sleep(0.05)
-            assert service.metrics.text().decode().count("flashelmo_requests_in_flight 2.0") == 1
-            finish_all(worker)
-            answers = await asyncio.gather(*tasks)
-            assert [answer.status_code for answer in answers] == [200, 200, 429, 429]
-            assert answers[2].headers["Retry-After"] == "1"
-            assert answers[2].json() == {
-                "error": "requests: the limit of 2 in flight is reached",
-                "error_type": "overloaded",
-            }
-            tasks = [asyncio.create_task(http.post("/embed", json={"inputs": ["a", "b"]})) for _ in range(2)]
-            await asyncio.sleep(0.05)
-            finish_all(worker)
-            answers = await asyncio.gather(*tasks)
-            assert [answer.status_code for answer in answers] == [200, 429]
-            assert "vectors: expected at most 100 bytes for all requests in flight, found 128" in answers[1].text
-            assert (await http.post("/embed", json={"inputs": []})).status_code == 200
-            assert "flashelmo_requests_in_flight 0.0" in service.metrics.text().decode()
-
-    asyncio.run(scene())
+@asynchronous
+async def test_more_requests_than_allowed_are_told_to_come_back(model: Path) -> None:
+    service, worker = fake_service(model, limits=Limits(requests=2, result_bytes=100))
+    async with asgi(service) as http:
+        tasks = [asyncio.create_task(http.post("/embed", json={"inputs": text})) for text in "abcd"]
+        await settle()
+        await asyncio.sleep(0.05)
+        assert service.metrics.text().decode().count("flashelmo_requests_in_flight 2.0") == 1
+        finish_all(worker)
+        answers = await asyncio.gather(*tasks)
+        assert [answer.status_code for answer in answers] == [200, 200, 429, 429]
+        assert answers[2].headers["Retry-After"] == "1"
+        assert answers[2].json() == {
+            "error": "requests: the limit of 2 in flight is reached",
+            "error_type": "overloaded",
+        }
+        tasks = [asyncio.create_task(http.post("/embed", json={"inputs": ["a", "b"]})) for _ in range(2)]
+        await asyncio.sleep(0.05)
+        finish_all(worker)
+        answers = await asyncio.gather(*tasks)
+        assert [answer.status_code for answer in answers] == [200, 429]
+        assert "vectors: expected at most 100 bytes for all requests in flight, found 128" in answers[1].text
+        assert (await http.post("/embed", json={"inputs": []})).status_code == 200
+        assert "flashelmo_requests_in_flight 0.0" in service.metrics.text().decode()
 
 
 def infer_body(shape: list[Any], data: list[Any] | None, name: str = "tokens", **parameters: Any) -> dict[str, Any]:
@@ -248,38 +251,35 @@ def infer_body(shape: list[Any], data: list[Any] | None, name: str = "tokens", *
     return {"inputs": [tensor], "outputs": [{"name": "mask"}]}
 
 
-def test_a_shape_alone_takes_nothing(model: Path) -> None:
+@asynchronous
+async def test_a_shape_alone_takes_nothing(model: Path) -> None:
     """A hundred bytes may tell any number of empty rows."""
     service, _ = fake_service(model, limits=Limits(sentences=9))
     path, told = "/v2/models/tiny/infer", "inputs[0].shape: expected 9 sentences at most, found"
+    async with asgi(service) as http:
 
-    async def scene() -> None:
-        async with asgi(service) as http:
+        async def refusal(status: int, body: dict[str, Any], data: bytes | None = None, length: str = "") -> str:
+            content = json.dumps(body).encode()
+            headers = {} if data is None else {"Inference-Header-Content-Length": length or str(len(content))}
+            answer = await http.post(path, content=content + (data or b""), headers=headers)
+            assert answer.status_code == status, answer.text
+            return str(answer.json()["error"])
 
-            async def refusal(status: int, body: dict[str, Any], data: bytes | None = None, length: str = "") -> str:
-                content = json.dumps(body).encode()
-                headers = {} if data is None else {"Inference-Header-Content-Length": length or str(len(content))}
-                answer = await http.post(path, content=content + (data or b""), headers=headers)
-                assert answer.status_code == status, answer.text
-                return str(answer.json()["error"])
-
-            for n in (10, 10**11, 2**63):
-                assert await refusal(413, infer_body([n, 0], [])) == f"{told} {n}"
-                assert await refusal(413, infer_body([n, 0], None, binary_data_size=0), b"") == f"{told} {n}"
-                assert await refusal(413, infer_body([n, 1], [], "text")) == f"{told} {n}"
-            assert "expected 100000000000 texts, found 0" in await refusal(400, infer_body([1, 10**11], []))
-            for odd in (-1, 1.5, 1e300, 10**30, None, "x", [1]):
-                assert (await refusal(400, infer_body([odd, 0], []))).startswith("inputs[0].shape[0]: expected ")
-            assert len(await refusal(400, infer_body([1] * 10_000, []))) < 200
-            several = {"inputs": [infer_body([10**11, 0], [])["inputs"][0]] * 2}
-            assert await refusal(400, several) == "inputs: expected one, text or tokens, found 2"
-            length = "9" * 5000
-            assert "expected a number up to" in await refusal(400, infer_body([1, 0], []), b"", length)
-            for shape in ([0, 10**18], [0, 0]):
-                answer = await http.post(path, json=infer_body(shape, []))
-                assert answer.status_code == 200 and answer.json()["outputs"][0]["shape"] == [0, 0]
-
-    asyncio.run(scene())
+        for n in (10, 10**11, 2**63):
+            assert await refusal(413, infer_body([n, 0], [])) == f"{told} {n}"
+            assert await refusal(413, infer_body([n, 0], None, binary_data_size=0), b"") == f"{told} {n}"
+            assert await refusal(413, infer_body([n, 1], [], "text")) == f"{told} {n}"
+        assert "expected 100000000000 texts, found 0" in await refusal(400, infer_body([1, 10**11], []))
+        for odd in (-1, 1.5, 1e300, 10**30, None, "x", [1]):
+            assert (await refusal(400, infer_body([odd, 0], []))).startswith("inputs[0].shape[0]: expected ")
+        assert len(await refusal(400, infer_body([1] * 10_000, []))) < 200
+        several = {"inputs": [infer_body([10**11, 0], [])["inputs"][0]] * 2}
+        assert await refusal(400, several) == "inputs: expected one, text or tokens, found 2"
+        length = "9" * 5000
+        assert "expected a number up to" in await refusal(400, infer_body([1, 0], []), b"", length)
+        for shape in ([0, 10**18], [0, 0]):
+            answer = await http.post(path, json=infer_body(shape, []))
+            assert answer.status_code == 200 and answer.json()["outputs"][0]["shape"] == [0, 0]
 
 
 LONG_AND_SHORT = [["a"] * 100, *[["a"]] * 9]
@@ -332,101 +332,92 @@ def finish_all(worker: FakeWorker) -> None:
         worker.finish()
 
 
-def test_an_answer_that_takes_too_long_is_given_up(model: Path) -> None:
-    async def scene() -> None:
-        service, worker = fake_service(model, limits=Limits(seconds=1))
-        async with asgi(service) as http:
-            answer = await http.post("/v1/embeddings", json={"input": "a", "model": "x"})
-            assert answer.status_code == 503 and answer.headers["Retry-After"] == "1"
-            assert answer.json()["error"]["message"] == "time: no answer within 1 s"
-            worker.is_ready = False
-            answer = await http.get("/health")
-            assert answer.status_code == 503 and answer.json()["error"].startswith("workers: none is ready")
-            assert (await http.head("/health")).status_code == 503
-        assert not service._batcher._waiting
-
-    asyncio.run(scene())
+@asynchronous
+async def test_an_answer_that_takes_too_long_is_given_up(model: Path) -> None:
+    service, worker = fake_service(model, limits=Limits(seconds=1))
+    async with asgi(service) as http:
+        answer = await http.post("/v1/embeddings", json={"input": "a", "model": "x"})
+        assert answer.status_code == 503 and answer.headers["Retry-After"] == "1"
+        assert answer.json()["error"]["message"] == "time: no answer within 1 s"
+        worker.is_ready = False
+        answer = await http.get("/health")
+        assert answer.status_code == 503 and answer.json()["error"].startswith("workers: none is ready")
+        assert (await http.head("/health")).status_code == 503
+    assert not service._batcher._waiting
 
 
-def test_who_hangs_up_leaves_the_line(model: Path) -> None:
-    async def scene() -> None:
-        service, worker = fake_service(model)
-        async with in_process(service) as url, httpx.AsyncClient(base_url=url) as http:
-            first = asyncio.create_task(http.post("/embed", json={"inputs": "a"}))
-            while not worker.held:
-                await asyncio.sleep(0.01)
-            impatient = [asyncio.create_task(http.post("/embed", json={"inputs": "b"})) for _ in range(5)]
-            while len(service._batcher._waiting) < 5:
-                await asyncio.sleep(0.01)
-            for task in impatient:
-                task.cancel()
-            while service._batcher._waiting:
-                await asyncio.sleep(0.01)
+@asynchronous
+async def test_who_hangs_up_leaves_the_line(model: Path) -> None:
+    service, worker = fake_service(model)
+    async with in_process(service) as url, httpx.AsyncClient(base_url=url) as http:
+        first = asyncio.create_task(http.post("/embed", json={"inputs": "a"}))
+        while not worker.held:
+            await asyncio.sleep(0.01)
+        impatient = [asyncio.create_task(http.post("/embed", json={"inputs": "b"})) for _ in range(5)]
+        while len(service._batcher._waiting) < 5:
+            await asyncio.sleep(0.01)
+        for task in impatient:
+            task.cancel()
+        while service._batcher._waiting:
+            await asyncio.sleep(0.01)
+        finish_all(worker)
+        assert (await first).status_code == 200
+        text = service.metrics.text().decode()
+        assert "flashelmo_request_gone_count_total 5.0" in text and "flashelmo_requests_in_flight 0.0" in text
+
+
+@asynchronous
+async def test_who_reads_no_answer_holds_nothing_for_long(model: Path) -> None:
+    service, worker = fake_service(model, limits=Limits(seconds=1))
+    async with in_process(service) as url:
+        port = int(url.rpartition(":")[2])
+        client = socket.create_connection(("127.0.0.1", port))
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        body = b'{"inputs": [' + b",".join([b'"a"'] * 1024) + b'], "layers": "all"}'
+        head = b"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+        client.setblocking(False)
+        loop = asyncio.get_running_loop()
+        for _ in range(100):
+            await loop.sock_sendall(client, head % len(body) + body)
+            deadline = loop.time() + 0.2
+            while not worker.held and loop.time() < deadline:
+                await asyncio.sleep(0.005)
+            if not worker.held:
+                break  # answers fill all buffers: the server reads no more requests
             finish_all(worker)
-            assert (await first).status_code == 200
-            text = service.metrics.text().decode()
-            assert "flashelmo_request_gone_count_total 5.0" in text and "flashelmo_requests_in_flight 0.0" in text
-
-    asyncio.run(asyncio.wait_for(scene(), 30))
-
-
-def test_who_reads_no_answer_holds_nothing_for_long(model: Path) -> None:
-    async def scene() -> None:
-        service, worker = fake_service(model, limits=Limits(seconds=1))
-        async with in_process(service) as url:
-            port = int(url.rpartition(":")[2])
-            client = socket.create_connection(("127.0.0.1", port))
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            body = b'{"inputs": [' + b",".join([b'"a"'] * 1024) + b'], "layers": "all"}'
-            head = b"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
-            client.setblocking(False)
-            loop = asyncio.get_running_loop()
-            for _ in range(100):
-                await loop.sock_sendall(client, head % len(body) + body)
-                deadline = loop.time() + 0.2
-                while not worker.held and loop.time() < deadline:
-                    await asyncio.sleep(0.005)
-                if not worker.held:
-                    break  # answers fill all buffers: the server reads no more requests
-                finish_all(worker)
-            else:
-                pytest.fail("all answers were sent, and nobody read them")
-            while "flashelmo_requests_in_flight 0.0" not in service.metrics.text().decode():
-                await asyncio.sleep(0.05)
-            client.close()
-
-    asyncio.run(asyncio.wait_for(scene(), 30))
+        else:
+            pytest.fail("all answers were sent, and nobody read them")
+        while "flashelmo_requests_in_flight 0.0" not in service.metrics.text().decode():
+            await asyncio.sleep(0.05)
+        client.close()
 
 
-def test_an_answer_is_held_until_its_client_reads_it(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@asynchronous
+async def test_an_answer_is_held_until_its_client_reads_it(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And no longer than READ_SECONDS: what lies in the server's own buffers is not answered."""
     monkeypatch.setattr(server_module, "READ_SECONDS", 0.2)
-
-    async def scene() -> None:
-        service, worker = fake_service(model)
-        async with in_process(service) as url:
-            body = json.dumps({"inputs": ["a " * 2000] * 80}).encode()  # 15 MiB of vectors
-            head = f"POST /tokens HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nAccept: {SAFETENSORS}\r\n"
-            request = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
-            for reads in (True, False):
-                reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]), limit=4096)
-                writer.write(request)
-                while not service._batcher._sent:
-                    await asyncio.sleep(0.01)
-                while worker.held:
-                    worker.finish()
-                    await settle()
-                await asyncio.sleep(0.1 if reads else 0.5)
-                assert f"flashelmo_requests_in_flight {float(reads)}" in service.metrics.text().decode()
-                n_bytes = 0
-                with suppress(ConnectionResetError), closing(writer):
-                    while n_bytes < 15 << 20 and (piece := await reader.read(1 << 20)):
-                        n_bytes += len(piece)
-                assert (n_bytes >= 15 << 20) == reads
-                with suppress(ConnectionResetError):
-                    await writer.wait_closed()
-
-    asyncio.run(asyncio.wait_for(scene(), 30))
+    service, worker = fake_service(model)
+    async with in_process(service) as url:
+        body = json.dumps({"inputs": ["a " * 2000] * 80}).encode()  # 15 MiB of vectors
+        head = f"POST /tokens HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nAccept: {SAFETENSORS}\r\n"
+        request = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+        for reads in (True, False):
+            reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]), limit=4096)
+            writer.write(request)
+            while not service._batcher._sent:
+                await asyncio.sleep(0.01)
+            while worker.held:
+                worker.finish()
+                await settle()
+            await asyncio.sleep(0.1 if reads else 0.5)
+            assert f"flashelmo_requests_in_flight {float(reads)}" in service.metrics.text().decode()
+            n_bytes = 0
+            with suppress(ConnectionResetError), closing(writer):
+                while n_bytes < 15 << 20 and (piece := await reader.read(1 << 20)):
+                    n_bytes += len(piece)
+            assert (n_bytes >= 15 << 20) == reads
+            with suppress(ConnectionResetError):
+                await writer.wait_closed()
 
 
 @pytest.mark.parametrize(
@@ -438,40 +429,34 @@ def test_an_answer_is_held_until_its_client_reads_it(model: Path, monkeypatch: p
         (b"POST /embed HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1;", b"a" * 30_000),
     ],
 )
-def test_a_head_without_an_end_is_refused(first: bytes, piece: bytes, model: Path) -> None:
+@asynchronous
+async def test_a_head_without_an_end_is_refused(first: bytes, piece: bytes, model: Path) -> None:
     """Nor may headers come without an end behind a body."""
-
-    async def scene() -> None:
-        service, _ = fake_service(model)
-        async with in_process(service) as url:
-            reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
-            writer.write(first)
-            for _ in range(4):
-                writer.write(piece)
-                await asyncio.sleep(0.02)
-            answer = await asyncio.wait_for(reader.read(), 5)
-            assert answer.startswith(b"HTTP/1.1 400 ") and b"head: expected 65536 bytes at most" in answer
-            writer.close()
-            await writer.wait_closed()
-
-    asyncio.run(asyncio.wait_for(scene(), 30))
+    service, _ = fake_service(model)
+    async with in_process(service) as url:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+        writer.write(first)
+        for _ in range(4):
+            writer.write(piece)
+            await asyncio.sleep(0.02)
+        answer = await asyncio.wait_for(reader.read(), 5)
+        assert answer.startswith(b"HTTP/1.1 400 ") and b"head: expected 65536 bytes at most" in answer
+        writer.close()
+        await writer.wait_closed()
 
 
-def test_bodies_that_come_together_are_bounded(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@asynchronous
+async def test_bodies_that_come_together_are_bounded(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "HELD_BODY_BYTES", 1000)
+    service, _ = fake_service(model)
 
-    async def scene() -> None:
-        service, _ = fake_service(model)
+    async def pieces() -> AsyncIterator[bytes]:
+        for _ in range(3):
+            yield b" " * 600
 
-        async def pieces() -> AsyncIterator[bytes]:
-            for _ in range(3):
-                yield b" " * 600
-
-        async with asgi(service) as http:
-            answer = await http.post("/embed", content=pieces(), headers={"Content-Type": "application/json"})
-            assert answer.status_code == 429 and "for all requests" in answer.json()["error"]
-
-    asyncio.run(scene())
+    async with asgi(service) as http:
+        answer = await http.post("/embed", content=pieces(), headers={"Content-Type": "application/json"})
+        assert answer.status_code == 429 and "for all requests" in answer.json()["error"]
 
 
 def test_a_worker_that_is_killed_costs_no_request(model: Path, text: list[list[str]]) -> None:
@@ -668,22 +653,20 @@ def test_a_port_that_is_taken(model: Path, capfd: pytest.CaptureFixture[str]) ->
     assert "Address already in use" in capfd.readouterr().err
 
 
-def test_connections_that_cannot_be_accepted_are_told_of_once(
+@asynchronous
+async def test_connections_that_cannot_be_accepted_are_told_of_once(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def scene() -> None:
-        loop, told = asyncio.get_running_loop(), list[str]()
-        loop.set_exception_handler(server_module.AcceptErrors())
-        monkeypatch.setattr(loop, "default_exception_handler", lambda context: told.append(context["message"]))
-        with socket.socket() as listener:
-            for _ in range(2048):  # asyncio's own loop
-                error = OSError(errno.EMFILE, "Too many open files")
-                loop.call_exception_handler({"message": "accept", "exception": error, "socket": listener})
-        for other in (OSError(errno.EMFILE, "a file"), ValueError("a value")):
-            loop.call_exception_handler({"message": str(other), "exception": other})
-        assert told == ["[Errno 24] a file", "a value"]
-
-    asyncio.run(scene())
+    loop, told = asyncio.get_running_loop(), list[str]()
+    loop.set_exception_handler(server_module.AcceptErrors())
+    monkeypatch.setattr(loop, "default_exception_handler", lambda context: told.append(context["message"]))
+    with socket.socket() as listener:
+        for _ in range(2048):  # asyncio's own loop
+            error = OSError(errno.EMFILE, "Too many open files")
+            loop.call_exception_handler({"message": "accept", "exception": error, "socket": listener})
+    for other in (OSError(errno.EMFILE, "a file"), ValueError("a value")):
+        loop.call_exception_handler({"message": str(other), "exception": other})
+    assert told == ["[Errno 24] a file", "a value"]
     assert caplog.messages == ["connections: no more can be accepted for now: Too many open files"]
 
 
@@ -700,19 +683,16 @@ def test_as_many_files_may_be_open_as_connections_need() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_a_name_may_have_a_slash_in_it(model: Path) -> None:
+@asynchronous
+async def test_a_name_may_have_a_slash_in_it(model: Path) -> None:
     service, worker = fake_service(model, name="some/elmo")
     worker.is_ready = False
-
-    async def run() -> None:
-        async with asgi(service) as client:
-            for path in ("", "/versions/1"):
-                assert (await client.get(f"/v2/models/some/elmo{path}")).json()["name"] == "some/elmo"
-                assert (await client.get(f"/v2/models/some/elmo{path}/ready")).status_code == 503
-                assert (await client.post(f"/v2/models/some/elmo{path}/infer", json={})).status_code == 400
-            assert (await client.get("/v2/models/some")).status_code == 404
-
-    asyncio.run(run())
+    async with asgi(service) as client:
+        for path in ("", "/versions/1"):
+            assert (await client.get(f"/v2/models/some/elmo{path}")).json()["name"] == "some/elmo"
+            assert (await client.get(f"/v2/models/some/elmo{path}/ready")).status_code == 503
+            assert (await client.post(f"/v2/models/some/elmo{path}/infer", json={})).status_code == 400
+        assert (await client.get("/v2/models/some")).status_code == 404
 
 
 class Heard:
@@ -731,7 +711,8 @@ class Heard:
         self.ready += 1
 
 
-def test_a_process_that_cannot_be_started_is_an_error_at_first_and_tried_again_later(
+@asynchronous
+async def test_a_process_that_cannot_be_started_is_an_error_at_first_and_tried_again_later(
     model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     refused = [True, False, True, False]
@@ -748,16 +729,13 @@ def test_a_process_that_cannot_be_started_is_an_error_at_first_and_tried_again_l
     def worker() -> Any:
         return make_workers(model, {"threads": 1}, ["cpu"], heard)[0]
 
-    async def run() -> None:
-        with pytest.raises(FlashElmoError, match="its process cannot be started: Too many open files"):
-            await worker().start()
-        second = worker()
-        await second.start()
-        os.kill(second.pid, signal.SIGKILL)
-        await asyncio.to_thread(wait_until, lambda: heard.ready == 2)
-        await second.close()
-
-    asyncio.run(run())
+    with pytest.raises(FlashElmoError, match="its process cannot be started: Too many open files"):
+        await worker().start()
+    second = worker()
+    await second.start()
+    os.kill(second.pid, signal.SIGKILL)
+    await asyncio.to_thread(wait_until, lambda: heard.ready == 2)
+    await second.close()
     assert heard.lost == 2 and not refused and "Too many open files; it is started anew" in caplog.text
 
 
@@ -782,7 +760,10 @@ def test_a_thread_that_cannot_be_started_ends_its_process(model: Path, monkeypat
     assert processes[0].returncode == -signal.SIGKILL
 
 
-def test_a_process_that_starts_while_the_service_closes_is_ended(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@asynchronous
+async def test_a_process_that_starts_while_the_service_closes_is_ended(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     started, go_on, processes = threading.Event(), threading.Event(), []
 
     def start(*arguments: Any) -> Any:
@@ -793,17 +774,13 @@ def test_a_process_that_starts_while_the_service_closes_is_ended(model: Path, mo
 
     begin = child.start
     monkeypatch.setattr(child, "start", start)
-
-    async def run() -> None:
-        (worker,) = make_workers(model, {"threads": 1}, ["cpu"], Heard())
-        starting = asyncio.create_task(worker.start())
-        await asyncio.to_thread(started.wait)
-        await worker.close()
-        go_on.set()
-        await asyncio.to_thread(wait_until, lambda: bool(processes) and processes[0].poll() is not None)
-        starting.cancel()
-
-    asyncio.run(run())
+    (worker,) = make_workers(model, {"threads": 1}, ["cpu"], Heard())
+    starting = asyncio.create_task(worker.start())
+    await asyncio.to_thread(started.wait)
+    await worker.close()
+    go_on.set()
+    await asyncio.to_thread(wait_until, lambda: bool(processes) and processes[0].poll() is not None)
+    starting.cancel()
     assert processes[0].returncode == -signal.SIGKILL
 
 
