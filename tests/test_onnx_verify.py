@@ -510,8 +510,11 @@ def test_the_report_beside_the_file_must_be_its_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        *(({"sentences": given}, "sentences: expected some with tokens") for given in ([], [[], []])),
-        *(({"batch_sizes": given}, "batch_sizes: expected 1 or more, found") for given in ((), (0,), (3, -1))),
+        ({"sentences": []}, "sentences: expected some with tokens"),
+        ({"sentences": [[], []]}, "sentences: expected some with tokens"),
+        ({"batch_sizes": ()}, "batch_sizes: expected 1 or more, found"),
+        ({"batch_sizes": (0,)}, "batch_sizes: expected 1 or more, found"),
+        ({"batch_sizes": (3, -1)}, "batch_sizes: expected 1 or more, found"),
         ({"truth": Truth(MODELS["no skip"])}, "truth: expected that of this model"),
         ({"providers": ["NoExecutionProvider"]}, "providers: expected some of .*, found NoExecutionProvider"),
     ],
