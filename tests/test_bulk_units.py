@@ -165,6 +165,11 @@ def test_the_command(corpus: Corpus, expected: dict[str, bytes], capsys: pytest.
     arguments += ["--shard-records", "5", "--threads", "1"]
     for more, message in (
         (["--workers", "2", "--num-shards", "2"], "--num-shards: not allowed with --workers or --ray"),
+        (["--workers", "2", "--shard-id", "3"], "--shard-id: not allowed with --workers or --ray"),
+        (
+            ["--ray", "local", "--num-shards", "1", "--shard-id", "0"],
+            "--num-shards: not allowed with --workers or --ray",
+        ),
         (["--workers", "0"], "workers: expected 1 to 1024, found 0"),
         (["--workers", "2", "--device", "cuda"], "workers: expected device cpu, found cuda"),
     ):

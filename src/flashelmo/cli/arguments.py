@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from flashelmo.engine.arguments import is_decimal
+from flashelmo.engine.arguments import check, is_decimal
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.named.table import named_models
 from flashelmo.engine.output import Layers
@@ -76,6 +76,9 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log what is chos
 SentenceKeys = Annotated[bool, typer.Option("--use-sentence-keys", help="Use sentences, not line numbers, as keys.")]
 Precision = Annotated[Literal["auto", PrecisionName], typer.Option(help="Precision of the computation.")]
 Runtime = Annotated[Literal["auto", RuntimeName], typer.Option(help="Computation backend.")]
+Tokenizer = Annotated[
+    str, typer.Option(metavar="whitespace|characters|moses|spacy:MODEL", help="Tokenizer for raw text.")
+]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; default: all cores.")]
 WordCache = Annotated[
     Path | None, typer.Option(help="File that caches one model's word vectors between runs; CPU only.")
@@ -114,6 +117,5 @@ def parse_mix(text: str, n_layers: int) -> Sequence[float]:
 def parse_numbers(option: str, text: str) -> list[int]:
     """Whole numbers with commas between them."""
     numbers = text.split(",")
-    if not all(map(is_decimal, numbers)):
-        raise FlashElmoError(f"{option}: expected whole numbers separated by commas, found {text!r}")
+    check(all(map(is_decimal, numbers)), option, "whole numbers separated by commas", text)
     return [int(number) for number in numbers]

@@ -21,6 +21,7 @@ from flashelmo.cli.arguments import (
     Runtime,
     SentenceKeys,
     Threads,
+    Tokenizer,
     Verbose,
     WordCache,
     complete_layers,
@@ -83,9 +84,7 @@ def embed(
     ] = None,
     field: Annotated[str | None, typer.Option(help="Field or column to embed.")] = None,
     id_field: Annotated[str | None, typer.Option(help="Field or column with the records' ids.")] = None,
-    tokenizer: Annotated[
-        str | None, typer.Option(metavar="whitespace|characters|moses|spacy:MODEL", help="Tokenizer for raw text.")
-    ] = None,
+    tokenizer: Tokenizer = "whitespace",
     resume: Annotated[bool, typer.Option("--resume", help="Continue with the existing shards.")] = False,
     num_shards: Annotated[int | None, typer.Option(help="Number of array jobs that write to one folder.")] = None,
     shard_id: Annotated[int | None, typer.Option(help="Index of this job in the array, from 0.")] = None,
@@ -120,7 +119,7 @@ def embed(
         "format": input_format,
         "field": field,
         "id_field": id_field,
-        "tokenizer": tokenizer or "whitespace",
+        "tokenizer": tokenizer,
         "errors": errors,
     }
     sink_settings = {
@@ -148,8 +147,8 @@ def embed(
         for name in (name for name, value in for_shards.items() if value is not None):
             expected = "a folder of shards as output (no suffix, or --format native)"
             raise FlashElmoError(f"{name}: expected {expected}, found {output}")
-        of_records = into_seqvec or field or id_field or tokenizer or input_format or errors == "skip"
-        if not of_records and is_plain_text(input):
+        is_plain = not (into_seqvec or field or id_field or input_format or errors == "skip")
+        if is_plain and tokenizer == "whitespace" and is_plain_text(input):
             embed_to_file(input, output, kept, model, settings, sink_settings, errors, quiet=quiet, as_json=as_json)
             return
     from flashelmo.engine.bulk.units import Corpus
@@ -166,7 +165,12 @@ def embed(
         options=settings,
     )
     if into_shards:
-        if workers is None and ray is None and (shard_id is None) != (num_shards is None):
+        for name, number in (("--num-shards", num_shards), ("--shard-id", shard_id)):
+            if number is not None and not (workers is None and ray is None):
+                raise FlashElmoError(
+                    f"{name}: not allowed with --workers or --ray, which deal out the shards themselves"
+                )
+        if (shard_id is None) != (num_shards is None):
             missing, there = ("--shard-id", "--num-shards") if shard_id is None else ("--num-shards", "--shard-id")
             raise FlashElmoError(f"{missing}: required with {there}")
         how = {

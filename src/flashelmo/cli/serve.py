@@ -17,11 +17,12 @@ from flashelmo.cli.arguments import (
     Quiet,
     Runtime,
     Threads,
+    Tokenizer,
     WordCache,
     parse_numbers,
 )
 from flashelmo.cli.terminal import say
-from flashelmo.engine.arguments import path_of
+from flashelmo.engine.arguments import check, path_of
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.named.locate import model_path
 
@@ -32,9 +33,7 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 picks a free one.")] = 8080,
     options: Options = None,
     name: Annotated[str, typer.Option(help="Model name for clients; default: its folder's name.")] = "",
-    tokenizer: Annotated[
-        str, typer.Option(metavar="whitespace|characters|moses|spacy:MODEL", help="Tokenizer for texts.")
-    ] = "whitespace",
+    tokenizer: Tokenizer = "whitespace",
     precision: Precision = "auto",
     runtime: Runtime = "auto",
     device: Devices = "auto",
@@ -101,8 +100,7 @@ def serve(
 def _replicas(text: str) -> tuple[int, int]:
     """The fewest and the most."""
     numbers = parse_numbers("--replicas", text)
-    if len(numbers) > 2:
-        raise FlashElmoError(f"--replicas: expected a number, or the fewest and the most, found {text!r}")
+    check(len(numbers) <= 2, "--replicas", "a number, or the fewest and the most", text)
     return numbers[0], numbers[-1]
 
 
