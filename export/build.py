@@ -200,8 +200,7 @@ def _precision(precision: str) -> PrecisionName:
 
 def check_is_model(model: object) -> None:
     """Raise FlashElmoError if this is not a model, but a path for example."""
-    if not isinstance(model, ElmoModel):
-        raise FlashElmoError(f"model: expected one from load_model, found {shown(model)}")
+    check(isinstance(model, ElmoModel), "model", "one from load_model", model)
 
 
 def _layers(n_layers: int, layers: Sequence[int] | None) -> tuple[int, ...]:
@@ -225,9 +224,9 @@ def _mix(n_layers: int, mix: Sequence[float] | None) -> tuple[float, ...]:
 def _characters(config: ElmoConfig, characters: int | str | None) -> int | None:
     if is_one_of(characters, "dynamic") or not config.character_size:
         return None
-    if characters is not None and str(characters) != str(config.max_characters):
-        raise FlashElmoError(f"characters: expected {config.max_characters} or 'dynamic', found {shown(characters)}")
-    return config.max_characters
+    most = config.max_characters
+    check(characters is None or str(characters) == str(most), "characters", f"{most} or 'dynamic'", characters)
+    return most
 
 
 def _levels(reduce_range: bool | None) -> int:

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from flashelmo.engine.arguments import shown
+from flashelmo.engine.arguments import check
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError, first_line
 from flashelmo.engine.processor import check_threads, n_cores
 from flashelmo.engine.text.sentences import several
@@ -124,8 +124,7 @@ def options_of(given: Any, threads: int | None) -> Any:
     """Return the given SessionOptions, or some that suit batches whose shapes keep changing."""
     check_threads(threads)
     if given is not None:
-        if not isinstance(given, onnxruntime.SessionOptions):
-            raise FlashElmoError(f"session_options: expected onnxruntime.SessionOptions, found {shown(given)}")
+        check(isinstance(given, onnxruntime.SessionOptions), "session_options", "onnxruntime.SessionOptions", given)
         if threads is not None:
             raise FlashElmoError("threads: with session_options, set them there")
         return given

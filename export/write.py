@@ -132,8 +132,7 @@ def _check_target(
     Raises:
         FlashElmoError: an argument does not go with the target.
     """
-    if not is_one_of(target, "any", "cuda"):
-        raise FlashElmoError(f"target: expected 'any' or 'cuda', found {shown(target)}")
+    check(is_one_of(target, "any", "cuda"), "target", "'any' or 'cuda'", target)
     given = {"steps": steps, "batch": batch}
     if target == "any":
         for name, value in given.items():
@@ -154,8 +153,7 @@ def _check_target(
 
 def _sizes(name: str, values: Sequence[int]) -> list[int]:
     found = [whole_number(name, size, 1, MOST[name]) for size in several(name, values)]
-    if not found or len(set(found)) < len(found):
-        raise FlashElmoError(f"{name}: expected one or more numbers, each once, found {shown(found)}")
+    check(0 < len(set(found)) == len(found), name, "one or more numbers, each once", found)
     return sorted(found)
 
 

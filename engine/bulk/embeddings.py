@@ -8,7 +8,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from operator import index
 from pathlib import Path
@@ -176,6 +176,7 @@ class _Shard:
     meta: Meta
     row_shape: Rows
     make: type[NativeValues] | type[ParquetValues]
+    columns: dict[str, Any] = field(default_factory=dict)  # of its index, those that were read
 
     @cached_property
     def path(self) -> Path:
@@ -201,7 +202,7 @@ class _Shard:
 
     def column(self, name: str) -> Any:
         """A column of its index."""
-        if name not in self._columns:
+        if name not in self.columns:
             path = self.path.with_suffix(".parquet")
             with _reading(path):
                 schema = pq.read_schema(path, memory_map=True)
@@ -209,12 +210,8 @@ class _Shard:
                     raise FlashElmoError(f"{path}: expected a column {name}, found {', '.join(schema.names)}")
                 column = pq.read_table(path, columns=[name], memory_map=True)[name]
                 column.validate(full=True)
-                self._columns[name] = column
-        return self._columns[name]
-
-    @cached_property
-    def _columns(self) -> dict[str, Any]:
-        return {}
+                self.columns[name] = column
+        return self.columns[name]
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flashelmo.engine.arguments import is_decimal
+from flashelmo.engine.arguments import check, is_decimal
 from flashelmo.engine.bulk.conllu import ConllU
 from flashelmo.engine.bulk.delimited import Delimited
 from flashelmo.engine.bulk.fasta import Fasta
@@ -68,13 +68,12 @@ def open_reader(
         FlashElmoError: an argument is none of these.
         MissingExtraError: a package that the tokenizer needs is missing.
     """
-    if errors not in ("strict", "replace", "skip"):
-        raise FlashElmoError(f"errors: expected strict, replace or skip, found {errors!r}")
+    check(errors in ("strict", "replace", "skip"), "errors", "strict, replace or skip", errors)
     given = Input(source)
     kind = _format_of(given, format)
     _check_fields(kind, field, id_field)
-    if kind in WITH_TOKENS and tokenizer != "whitespace":
-        raise FlashElmoError(f"tokenizer: expected none with format {kind}, which has tokens, found {tokenizer!r}")
+    if kind in WITH_TOKENS:
+        check(tokenizer == "whitespace", "tokenizer", f"none with format {kind}, which has tokens", tokenizer)
     split = tokenizer_of(tokenizer)
     field = field or DEFAULT_FIELD
     options = {"format": kind, "field": field, "id_field": id_field, "tokenizer": tokenizer, "errors": errors}
@@ -92,8 +91,7 @@ def is_plain_text(source: str | Path) -> bool:
 
 def _format_of(given: Input, format: str | None) -> str:
     kind = format or SUFFIXES.get(given.suffix, "lines")
-    if kind not in FORMATS:
-        raise FlashElmoError(f"format: expected one of {', '.join(FORMATS)}, found {format!r}")
+    check(kind in FORMATS, "format", f"one of {', '.join(FORMATS)}", format)
     return kind
 
 
@@ -102,8 +100,8 @@ def _check_fields(kind: str, field: str | None, id_field: str | None) -> None:
     for name, value, kinds in (("field", field, WITH_FIELDS), ("id_field", id_field, with_ids)):
         if value is not None and (kind not in kinds or not value):
             raise FlashElmoError(f"{name}: expected a name with format {', '.join(kinds)}, found {value!r} with {kind}")
-    if kind == "fasta" and id_field is not None and not is_decimal(id_field.removeprefix("-")):
-        raise FlashElmoError(f"id_field: expected a number with format fasta, found {id_field!r}")
+    if kind == "fasta" and id_field is not None:
+        check(is_decimal(id_field.removeprefix("-")), "id_field", "a number with format fasta", id_field)
 
 
 def _text_format(kind: str, field: str, id_field: str | None, split: Tokenizer, errors: RecordErrors) -> TextFormat:

@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
-from flashelmo.engine.arguments import expect_no_state, flag, shown, utf8_path_of, whole_number
+from flashelmo.engine.arguments import check, expect_no_state, flag, is_one_of, utf8_path_of, whole_number
 from flashelmo.engine.bulk import folder as folders
 from flashelmo.engine.bulk.attempt import Attempt
 from flashelmo.engine.bulk.locks import begin_writing
@@ -70,8 +70,7 @@ def embed_corpus(
             another run at work there; a record that cannot be read; a disk that is full or was lost.
     """
     folder, output = utf8_path_of("folder", folder), output or Output()
-    if format not in FORMATS:
-        raise FlashElmoError(f"format: expected native or parquet, found {shown(format)}")
+    check(is_one_of(format, *FORMATS), "format", "native or parquet", format)
     num_shards = whole_number("num_shards", num_shards, 1)
     shard_id = whole_number("shard_id", shard_id, 0, num_shards - 1)
     resume, overwrite = flag("resume", resume), flag("overwrite", overwrite)

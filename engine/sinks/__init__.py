@@ -195,19 +195,17 @@ def open_sink(
     with writing(path):
         check_path(path, final, overwrite)
     is_npz = not always_hdf5 and _is_npz(path)
-    sink = None
     with temporary_beside(path, final) as temporary:
+        with writing(path):
+            store = _open_store(temporary, is_npz)
+        sink = Sink(path, store, output or Output(), use_sentence_keys, forget_sentences)
         try:
-            with writing(path):
-                store = _open_store(temporary, is_npz)
-            sink = Sink(path, store, output or Output(), use_sentence_keys, forget_sentences)
             yield sink
             sink.close()
             with writing(path):
                 publish(temporary, final, overwrite)
         except BaseException:
-            if sink is not None:
-                sink.abort()
+            sink.abort()
             raise
 
 

@@ -136,31 +136,30 @@ def open_seqvec(folder: str | Path, output: Output | None = None, *, overwrite: 
             check_path(folder / name, folder.resolve() / name, overwrite)
         folder.mkdir(exist_ok=True)
     written = names[1:] if output.pool else names
-    sink = None
-    try:
-        with ExitStack() as stack:
-            temporary = {
-                name: stack.enter_context(temporary_beside(folder / name, folder.resolve() / name)) for name in written
-            }
-            try:
-                with writing(folder):
-                    stores = {name: Hdf5File(temporary[name]) for name in written[:-1]}
-                    mapping = open(temporary[MAPPING], "w", encoding="utf-8", newline="")  # noqa: SIM115
-                sink = SeqVecSink(folder, output, stores.get(RESIDUES), stores[PROTEINS], mapping)
-                yield sink
-                sink.close()
-                with writing(folder):
-                    if overwrite:
-                        for name in (MAPPING, RESIDUES):
-                            (folder / name).unlink(missing_ok=True)
-                    for name in written:
-                        publish(temporary[name], folder.resolve() / name, overwrite)
-            except BaseException:
-                if sink is not None:
-                    sink.abort()
-                raise
-    except BaseException:
+    with ExitStack() as stack:
         if is_new:
-            with suppress(OSError):
-                os.rmdir(folder)
-        raise
+            stack.callback(_remove_if_empty, folder)
+        temporary = {
+            name: stack.enter_context(temporary_beside(folder / name, folder.resolve() / name)) for name in written
+        }
+        with writing(folder):
+            stores = {name: Hdf5File(temporary[name]) for name in written[:-1]}
+            mapping = open(temporary[MAPPING], "w", encoding="utf-8", newline="")  # noqa: SIM115
+        sink = SeqVecSink(folder, output, stores.get(RESIDUES), stores[PROTEINS], mapping)
+        try:
+            yield sink
+            sink.close()
+            with writing(folder):
+                if overwrite:
+                    for name in (MAPPING, RESIDUES):
+                        (folder / name).unlink(missing_ok=True)
+                for name in written:
+                    publish(temporary[name], folder.resolve() / name, overwrite)
+        except BaseException:
+            sink.abort()
+            raise
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        os.rmdir(folder)

@@ -7,7 +7,7 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from flashelmo.engine.arguments import shown, utf8_path_of, whole_number
+from flashelmo.engine.arguments import check, utf8_path_of, whole_number
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.precision import Bound
@@ -75,13 +75,8 @@ def verify(
     path = utf8_path_of("path", path)
     text, batch_sizes = _checked_text(SENTENCES if sentences is None else sentences), _checked_sizes(batch_sizes)
     check_is_model(model)
-    for argument, value, kind in (
-        ("truth", truth, Truth),
-        ("expected", expected, Metadata),
-        ("bounds", bounds, Mapping),
-    ):
-        if value is not None and not isinstance(value, kind):
-            raise FlashElmoError(f"{argument}: expected a {kind.__name__} or None, found {shown(value)}")
+    for name, value, kind in (("truth", truth, Truth), ("expected", expected, Metadata), ("bounds", bounds, Mapping)):
+        check(value is None or isinstance(value, kind), name, f"a {kind.__name__} or None", value)
     truth = truth or Truth(model)
     if truth.model is not model:
         raise FlashElmoError("truth: expected that of this model, found another model's")

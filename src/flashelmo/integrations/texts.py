@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from flashelmo.engine.arguments import expect_no_state, shown
+from flashelmo.engine.arguments import check, expect_no_state
 from flashelmo.engine.arrays import Array
 from flashelmo.engine.bulk.tokenizers import lines_of, tokenizer_of
 from flashelmo.engine.embedder import ElmoEmbedder
@@ -59,8 +59,7 @@ class TextEmbedder:
             FlashElmoError: they are no options, or have other arguments among them.
         """
         options = {} if options is None else options
-        if not isinstance(options, Mapping):
-            raise FlashElmoError(f"options: expected those of ElmoEmbedder.load by name, found {shown(options)}")
+        check(isinstance(options, Mapping), "options", "those of ElmoEmbedder.load by name", options)
         for name in ("model", *arguments):
             if name in options:
                 raise FlashElmoError(f"options: expected those of ElmoEmbedder.load, found {name}, which is not one")
