@@ -64,12 +64,12 @@ def each_record(
     return np.array(numbers, np.int64), rows, skipped
 
 
-def decode_utf8(data: bytes, errors: RecordErrors) -> str:
-    """Return a record's text; Fault if it is not UTF-8 and is not to be repaired."""
+def decode_utf8(data: bytes, errors: RecordErrors, start: int = 0) -> str:
+    """Return a text that begins at `start` of its record; Fault if it is not UTF-8 and is not to be repaired."""
     try:
         return data.decode("utf-8", "replace" if errors == "replace" else "strict")
     except UnicodeDecodeError as error:
-        raise Fault(error.start, "UTF-8", f"0x{data[error.start]:02x} ({error.reason})") from None
+        raise Fault(start + error.start, "UTF-8", f"0x{data[error.start]:02x} ({error.reason})") from None
 
 
 def tokens_of(rows: list[str | list[str]], tokenizer: Tokenizer) -> Tokens:
@@ -104,12 +104,3 @@ def visible_lines(record: bytes) -> Iterator[tuple[int, bytes]]:
         if line.strip():
             yield start, line.removesuffix(b"\r")
         start += len(line) + 1
-
-
-def line_text(line: bytes, start: int, errors: RecordErrors) -> str:
-    """Return a line's text; `start` is where it begins in its record. Fault if it is not UTF-8 nor to be repaired."""
-    try:
-        return decode_utf8(line, errors)
-    except Fault as fault:
-        fault.position += start
-        raise

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from flashelmo.engine.arguments import shown
 from flashelmo.engine.arrays import Int64
-from flashelmo.engine.bulk.by_record import Fault, cut_at_blank_lines, each_record, line_text, visible_lines
+from flashelmo.engine.bulk.by_record import Fault, cut_at_blank_lines, decode_utf8, each_record, visible_lines
 from flashelmo.engine.bulk.parts import RecordErrors, Records
 from flashelmo.engine.bulk.text_format import RawRecords, TextFormat
 from flashelmo.engine.bulk.tokenizers import tokens_of_lists
@@ -40,7 +40,7 @@ class ConllU(TextFormat):
         comments: dict[str, str] = {}
         forms = []
         for start, line in visible_lines(record):
-            text = line_text(line, start, self.errors)
+            text = decode_utf8(line, self.errors, start)
             if text.startswith("#"):
                 key, _, value = text[1:].partition("=")
                 comments.setdefault(key.strip(), value.strip())

@@ -63,22 +63,18 @@ class Fasta(TextFormat):
             raise Fault(first, "a header that begins with >", shown(decode_utf8(header, "replace")))
         if (end := header.rstrip().find(b"\r")) >= 0:
             raise Fault(first + end, "a header's line that ends with \\n", "one that ends with \\r alone")
-        try:
-            own_id = self._id(decode_utf8(header, self.errors)[1:].strip())
-        except Fault as fault:
-            fault.position += first
-            raise
+        own_id = self._id(decode_utf8(header, self.errors, first)[1:].strip(), first)
         if wrong := NO_RESIDUE.search(lines):
             character = lines[wrong.start() : wrong.start() + 4].decode("utf-8", "replace")[0]
             raise Fault(len(record) - len(lines) + wrong.start(), "a residue (A to Z or *)", repr(character))
         return own_id, lines.translate(AS_SEQVEC, WHITE_SPACE)
 
-    def _id(self, header: str) -> str:
+    def _id(self, header: str, first: int) -> str:
         if self.id_field is None:
             return (header.split(maxsplit=1) or [""])[0]
         if self.id_field < 0:
             return header
         fields = header.split("|")
         if self.id_field >= len(fields):
-            raise Fault(0, f"a header with a field {self.id_field} between |, from 0", shown(header))
+            raise Fault(first, f"a header with a field {self.id_field} between |, from 0", shown(header))
         return fields[self.id_field]

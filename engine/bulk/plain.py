@@ -31,24 +31,17 @@ class PlainLines(TextFormat):
         """See `TextFormat`."""
         numbers = np.arange(len(raw.ends), dtype=np.int64) + raw.place.record
         skipped: list[str] = []
-        data = raw.data if raw.data.endswith(b"\n") else raw.data + b"\n"
-        if self.errors == "skip" and not _is_utf8(data):
+        text = raw.data if raw.data.endswith(b"\n") else raw.data + b"\n"
+        try:
+            text = check_utf8(text, "replace" if self.errors == "replace" else "strict", raw.name, raw.place.line - 1)
+        except FlashElmoError:
+            if self.errors != "skip":
+                raise
             kept, lines, skipped = _readable(raw)
-            numbers, data = numbers[kept], b"".join(lines)
-        text = check_utf8(data, "replace" if self.errors == "replace" else "strict", raw.name, raw.place.line - 1)
+            numbers, text = numbers[kept], b"".join(lines)
         tokens, offsets = self.tokenizer(text)
         texts = [line.strip() for line in text.decode().split("\n")[:-1]]
         return Records(numbers, None, tokens, offsets, texts, skipped)
-
-
-def _is_utf8(data: bytes) -> bool:
-    if data.isascii():
-        return True
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def _readable(raw: RawRecords) -> tuple[list[int], list[bytes], list[str]]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from flashelmo.engine.arguments import shown
 from flashelmo.engine.arrays import Int64
-from flashelmo.engine.bulk.by_record import Fault, cut_at_blank_lines, each_record, line_text, visible_lines
+from flashelmo.engine.bulk.by_record import Fault, cut_at_blank_lines, decode_utf8, each_record, visible_lines
 from flashelmo.engine.bulk.parts import RecordErrors, Records
 from flashelmo.engine.bulk.text_format import RawRecords, TextFormat
 from flashelmo.engine.bulk.tokenizers import tokens_of_lists
@@ -33,7 +33,7 @@ class Tags(TextFormat):
     def _read(self, record: bytes) -> list[str]:
         tokens = []
         for start, line in visible_lines(record):
-            text = line_text(line, start, self.errors)
+            text = decode_utf8(line, self.errors, start)
             columns = text.split("\t") if "\t" in text else text.split()
             if len(columns) != 2 or not columns[0]:
                 raise Fault(start, "a token and its tag", shown(text))

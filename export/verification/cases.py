@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import cycle, islice
 from typing import TypeAlias
 
 from flashelmo.engine.model.weights import ElmoModel, Lexicon
@@ -136,11 +136,11 @@ def _sample(values: Sequence[str]) -> list[str]:
 
 def _in_turn(total: int) -> Iterator[int]:
     """Yield LENGTHS in turn until they make up the total."""
-    k = 0
-    while total > 0:
-        yield LENGTHS[k % len(LENGTHS)]
-        total -= LENGTHS[k % len(LENGTHS)]
-        k += 1
+    for length in cycle(LENGTHS):
+        if total <= 0:
+            return
+        yield length
+        total -= length
 
 
 def _carried(sentences: Sequence[Sentence]) -> tuple[Batch, ...]:
