@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -82,7 +83,7 @@ def embed_on_ray(
 
 
 class RayUnit:
-    """An `EmbedUnit` that returns errors as a row: Ray wraps exceptions in pages of its own text.
+    """An `EmbedUnit`, made at the first call, that returns errors as rows: Ray wraps exceptions in pages of its text.
 
     Args:
         corpus: that the units belong to.
@@ -90,28 +91,20 @@ class RayUnit:
 
     def __init__(self, corpus: Corpus) -> None:
         return_large_arrays()  # an actor has its own process
-        self._error = ""
-        self._embed: EmbedUnit | None = None
-        try:
-            self._embed = EmbedUnit(corpus)
-        except FlashElmoError as error:
-            self._error = str(error)
+        self._corpus = corpus
+
+    @cached_property
+    def _embed(self) -> EmbedUnit:
+        return EmbedUnit(self._corpus)
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """See `EmbedUnit`; there is one more column, `error`."""
-        done, error = None, self._error
-        if self._embed is not None:
-            try:
-                done = self._embed(batch)
-            except FlashElmoError as found:
-                error = str(found)
-        return {**(done or _nothing(batch)), "error": np.array([error] * len(batch["shard"]))}
-
-
-def _nothing(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the columns of units for which nothing was done."""
-    shards = np.asarray(batch["shard"])
-    return {name: shards if name == "shard" else np.zeros(len(shards), np.int64) for name in DONE}
+        """See `EmbedUnit`; there is one more column, `error`. Where that says something, the others count nothing."""
+        shards = np.asarray(batch["shard"])
+        try:
+            done, error = self._embed(batch), ""
+        except FlashElmoError as found:
+            done, error = dict.fromkeys(DONE, np.zeros(len(shards), np.int64)) | {"shard": shards}, str(found)
+        return {**done, "error": np.array([error] * len(shards))}
 
 
 def _add(report: Report, row: Mapping[str, Any], kept: frozenset[int]) -> None:
