@@ -2,6 +2,7 @@
 
     launch.py        a launch as a value; compiled.py and series.py, how it is queued without Triton
     arguments.py     the checks that all launchers share
+    pytorch.py       how PyTorch multiplies float32, and how it says that there is no memory
     product.py       the main loop and the pointwise functions that kernels share
     tuning.py        their tiles, with the reason for each
     char_cnn.py      character ids to features; char_cnn_weights.py, the weights as it reads them

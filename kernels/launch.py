@@ -207,13 +207,6 @@ def _has_hooks(kernel: Any) -> bool:
     return bool(kernel.pre_run_hooks) or any(hook is not None and getattr(hook, "calls", True) for hook in hooks)
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error, PyTorch's or the driver's, says that the device is out of memory."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "out of memory" in str(error).lower()
-
-
 def _unspecialized(kernel: Any) -> set[str]:
     """Return the parameters whose values are not specialized; the interpreter keeps `triton.jit`'s arguments."""
     told = kernel.kwargs["do_not_specialize"] if hasattr(kernel, "kwargs") else kernel.do_not_specialize

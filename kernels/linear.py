@@ -15,9 +15,7 @@ Letters: D matrices, n rows, K inputs, F outputs.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import triton
@@ -28,6 +26,7 @@ from flashelmo.kernels.arguments import FLOATS, Products, check
 from flashelmo.kernels.launch import Launch
 from flashelmo.kernels.linear_tma import is_able, is_k_major, is_served, linear_tma_launch
 from flashelmo.kernels.product import product, zeros
+from flashelmo.kernels.pytorch import float32_products
 from flashelmo.kernels.tuning import ROW_GROUP, TMA_TILES, choose_tile
 
 
@@ -73,26 +72,16 @@ def linear_tile(
 
 LIBRARY_ROWS = 128  # from this many on, float32 is multiplied by PyTorch
 
-_torch_precision = threading.Lock()  # PyTorch's setting is process-wide, and several embedders may compute at once
-
 
 class LibraryProduct:
     """PyTorch's product in place of a kernel; like one, it is run for a grid and may be captured in graphs."""
 
     @staticmethod
     def fn(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, precision: Products) -> None:
-        """Write x [D, n, K] @ weight [D, K, F] + bias [D, F] to out [D, n, F]; PyTorch's own precision is restored.
-
-        `torch.set_float32_matmul_precision` raises in programs that set this attribute.
-        """
-        cublas: Any = torch.backends.cuda.matmul
-        with _torch_precision:
-            before, cublas.fp32_precision = cublas.fp32_precision, precision
-            try:
-                for each in zip(bias, x, weight, out, strict=True):
-                    torch.addmm(*each[:3], out=each[3])
-            finally:
-                cublas.fp32_precision = before
+        """Write x [D, n, K] @ weight [D, K, F] + bias [D, F] to out [D, n, F]."""
+        with float32_products(precision):
+            for each in zip(bias, x, weight, out, strict=True):
+                torch.addmm(*each[:3], out=each[3])
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         """Return what runs the product, as a kernel does for a grid."""

@@ -64,7 +64,7 @@ WINGS = {
     "devices": {"child", "output", "pipeline", "text"},
     "cpu": {*SHARED, "graph", "onnxruntime", "openvino"},
     "cuda": {*SHARED, "autocast", "captures", "kernels", "torch", "triton"},
-    "reference": {*SHARED, "autocast", "torch", "training"},
+    "reference": {*SHARED, "autocast", "kernels", "torch", "training"},
     "training": {"autocast", "captures", "kernels", "model", "processor", "text", "torch"},
     "pipeline": {"model", "output", "processor", "settings", "text", "torch"},
     "sinks": {"output"},

@@ -35,7 +35,7 @@ from flashelmo.engine.output import Output
 from flashelmo.engine.reference.reference import ReferenceRuntime
 from flashelmo.engine.settings import CudaSettings, Settings
 from flashelmo.engine.text.windows import Window
-from flashelmo.kernels.launch import is_out_of_memory
+from flashelmo.kernels.pytorch import is_out_of_memory
 
 SENTENCES = [["the", "cat"], ["sat"], [], ["é", "the"], ["cat"], ["the", "sat"]]  # 8 tokens
 
@@ -224,6 +224,10 @@ def test_a_model_that_does_not_fit_is_named(monkeypatch: pytest.MonkeyPatch) -> 
         (driver_out_of_memory(), True),
         (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"), True),
         (RuntimeError("CUDA driver error: Out Of Memory"), True),
+        (torch.AcceleratorError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`"), False),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
         (MemoryError("out of memory"), False),
         (ValueError("out of memory"), False),

@@ -197,3 +197,23 @@ def test_bad_input():
         ReferenceRuntime(MODELS["skip"], precision="bf16")  # type: ignore[arg-type]
     with pytest.raises(FlashElmoError, match="batch_size: expected 1 or more, found 0"):
         ReferenceRuntime(MODELS["skip"], batch_size=0)
+
+
+@pytest.mark.parametrize("own", ["ieee", "tf32"])
+def test_on_a_card_float32_is_multiplied_as_such_whatever_a_program_has_set(
+    own: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By PyTorch's newer way, with which its older one raises."""
+    places = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before = [place.fp32_precision for place in places]
+    runtime = ReferenceRuntime(MODELS["skip"])
+    monkeypatch.setattr(runtime, "device", torch.device("cuda"))
+    try:
+        for place in places:
+            place.fp32_precision = own
+        with runtime._full_float32():
+            assert [place.fp32_precision for place in places] == ["ieee", "ieee"]
+        assert [place.fp32_precision for place in places] == [own, own]
+    finally:
+        for place, precision in zip(places, before, strict=True):
+            place.fp32_precision = precision

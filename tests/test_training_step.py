@@ -181,11 +181,15 @@ def test_batches_of_too_many_words_are_computed_without_the_graph(tmp_path: Path
     assert card.replays == fitting - WARM_UP_STEPS
 
 
+LIBRARY_HAS_NONE = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+
+
 @pytest.mark.parametrize("changed", [False, True])
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), LIBRARY_HAS_NONE], ids=repr)
 def test_a_graph_gives_its_memory_to_a_batch_that_does_not_fit(
-    changed: bool, tmp_path: Path, played: Callable[..., Card], monkeypatch: pytest.MonkeyPatch
+    changed: bool, error: RuntimeError, tmp_path: Path, played: Callable[..., Card], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And is captured again; where parameters have changed already, the error remains."""
+    """And is captured again; where parameters have changed already, the error remains, as another one does."""
     expected = losses(new_step(tmp_path), 12)
     step = new_step(tmp_path)
     card, compute, graphs = played(step, 16), step.compute, list[Any]()
@@ -196,13 +200,14 @@ def test_a_graph_gives_its_memory_to_a_batch_that_does_not_fit(
             graphs.append(graph)
             torch.rand(7)  # what it had drawn by then
             step._updates = changed
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error
         compute(*arguments)
 
     monkeypatch.setattr(step, "compute", compute_unless_full)
     if changed:
-        with pytest.raises(torch.OutOfMemoryError):
+        with pytest.raises(type(error)) as raised:
             losses(step, 12)
+        assert raised.value is error
         return
     np.testing.assert_allclose(losses(step, 12), expected, rtol=1e-5)
     assert len(graphs) == 1 and step._captured._graph not in (None, *graphs)  # type: ignore[union-attr]
@@ -210,14 +215,19 @@ def test_a_graph_gives_its_memory_to_a_batch_that_does_not_fit(
 
     def measure() -> str:
         if step._captured._graph is not None or lacks_more:  # type: ignore[union-attr]
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error
         return "measured"
 
     lacks_more = False
     assert step.with_room(measure) == "measured"
     lacks_more = True
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(type(error)):
         step.with_room(measure)
+    losses(step, WARM_UP_STEPS)
+    error = RuntimeError("CUDA error: an illegal memory access was encountered")
+    with pytest.raises(RuntimeError, match="illegal"):
+        step.with_room(measure)
+    assert step._captured._graph is not None  # type: ignore[union-attr]
 
 
 def test_what_cannot_be_captured_is_launched(

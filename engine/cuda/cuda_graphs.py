@@ -21,7 +21,7 @@ from torch import Tensor
 from flashelmo.engine.captures import abandon
 from flashelmo.engine.cuda.transfer import CAPTURE_LOCK, Staging, streams_of
 from flashelmo.engine.errors import first_line
-from flashelmo.kernels.launch import is_out_of_memory
+from flashelmo.kernels.pytorch import is_out_of_memory
 
 MAX_RESULT_BYTES = 1 << 30  # of all graphs' results; all other memory the graphs share
 

@@ -23,9 +23,9 @@ from flashelmo.engine.pipeline import Pack, Plan
 from flashelmo.engine.settings import Settings
 from flashelmo.engine.text.characters import WordEncoder
 from flashelmo.engine.text.schedule import Schedule
-from flashelmo.kernels.launch import is_out_of_memory
 from flashelmo.kernels.lstm.hoisted import pays_by_word, row_bytes
 from flashelmo.kernels.lstm.run import LaunchOptions, Workspace
+from flashelmo.kernels.pytorch import is_out_of_memory
 
 MAX_WORD_GRAPHS = 8  # one for each power of two
 LENT_BYTES = 1 << 20  # of a graph's results; larger ones are copied, so that their download and the next window overlap

@@ -34,7 +34,7 @@ from flashelmo.engine.settings import Settings
 from flashelmo.engine.text.characters import WordEncoder
 from flashelmo.engine.text.schedule import MAX_WINDOW_SENTENCES, Schedule
 from flashelmo.engine.text.windows import Window
-from flashelmo.kernels.launch import is_out_of_memory
+from flashelmo.kernels.pytorch import is_out_of_memory
 
 IN_FLIGHT = 2  # windows queued on the device: one computes while the host prepares the next
 FITS_BEFORE_GROWING = 64  # windows in a row, after one that did not fit, before larger ones are tried again

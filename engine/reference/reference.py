@@ -33,6 +33,7 @@ from flashelmo.engine.reference.torch_layers import (
     embedding_parameter,
 )
 from flashelmo.engine.text.characters import WordEncoder
+from flashelmo.kernels.pytorch import float32_products
 
 try:
     import torch
@@ -268,7 +269,7 @@ class ReferenceRuntime:
     def _full_float32(self) -> AbstractContextManager[Any]:
         if self.device.type != "cuda":
             return nullcontext()
-        return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+        return float32_products("ieee")
 
 
 def encode(encoder: WordEncoder, words: Sequence[str]) -> tuple[Tensor | None, Tensor | None]:

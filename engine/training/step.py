@@ -24,6 +24,7 @@ from flashelmo.engine.training.settings import TrainSettings
 from flashelmo.engine.training.softmax import Picked, draw, log_uniform
 from flashelmo.engine.training.spelling import Spelling
 from flashelmo.engine.training.streams import Batch, Streams
+from flashelmo.kernels.pytorch import is_out_of_memory
 
 try:
     import torch
@@ -140,8 +141,8 @@ class TrainingStep:
         random = torch.cuda.get_rng_state(self.device)
         try:
             return run()
-        except torch.OutOfMemoryError:
-            if not may() or not self._captured.make_room():
+        except RuntimeError as error:
+            if not is_out_of_memory(error) or not may() or not self._captured.make_room():
                 raise
         torch.cuda.set_rng_state(random, self.device)
         return run()  # here the error no longer holds on to tensors

@@ -27,11 +27,12 @@ import triton
 from torch import Tensor
 
 from flashelmo.kernels import reference
-from flashelmo.kernels.launch import is_out_of_memory, run_in_order
+from flashelmo.kernels.launch import run_in_order
 from flashelmo.kernels.lstm.int8 import dequantized, int8_layout, rounded, row_scales
 from flashelmo.kernels.lstm.run import InputWords, LayerRun, Nodes, Workspace, new_tensors
 from flashelmo.kernels.lstm.steps import Variant
 from flashelmo.kernels.lstm.weights import LstmWeights, interleave
+from flashelmo.kernels.pytorch import float32_products, is_out_of_memory
 
 ROWS = (1, 5, 16, 17, 32, 40, 64, 100, 128, 129, 256, 300, 520, 1100)  # of depths that are compared, if it serves them
 TIMES = 3  # each: programs that do not wait for each other as they should may be right by chance
@@ -151,7 +152,8 @@ def difference(variant: Variant, run: LayerRun) -> float:
         if weights.device.type == "cuda":
             torch.cuda.current_stream(weights.device).synchronize()
 
-    expected, workspace = _expected(weights, nodes, x), Workspace.of(weights.shape, weights.device)
+    with float32_products("ieee"):
+        expected, workspace = _expected(weights, nodes, x), Workspace.of(weights.shape, weights.device)
     wait()  # raises what earlier work has done wrong
     largest = 0.0
     for _ in range(TIMES if variant.rival is None else TIMES_OF_NEW):
