@@ -345,7 +345,7 @@ def _send(p_words: tl.tensor, word: tl.tensor, values: tl.tensor, tag: Any) -> N
         to[1] = _plain(tag) & 0xFFFFFFFF
 
 
-def _wait_for_splits(p_counter: tl.tensor, arrived: tl.tensor) -> None:
+def _wait_for_splits(p_counter: tl.tensor, arrived: tl.tensor, polls: Any) -> float:
     """As `hopper_projection.wait_for_splits`."""
     first = _plain(arrived)
 
@@ -353,6 +353,7 @@ def _wait_for_splits(p_counter: tl.tensor, arrived: tl.tensor) -> None:
         return bool(_plain(tl.atomic_add(p_counter, 0)) - first >= -first % 8)
 
     _wait_until(all_here, "splits")
+    return 0.0
 
 
 INSTEAD = {

@@ -4,7 +4,7 @@ The kernels are compiled for sm_90 and their PTX runs on the host (`ptx_machine`
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import pytest
@@ -19,8 +19,8 @@ from ptx_memory import Fault
 
 from flashelmo.engine.precision import PRECISIONS
 from flashelmo.kernels.launch import Launch
-from flashelmo.kernels.lstm.run import LayerRun, Workspace, new_tensors
-from flashelmo.kernels.tuning import CLOCK_WORDS
+from flashelmo.kernels.lstm.run import LaunchOptions, LayerRun, Workspace, new_tensors
+from flashelmo.kernels.tuning import CLOCK_WORDS, SPLIT_ARRIVALS
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="other launches run in Triton's interpreter")
 
@@ -34,12 +34,12 @@ def codes() -> dict[str, list[Code]]:
     return compiled(list(CASES))
 
 
-def run_all(launches: Iterator[Launch], codes: list[Code], seed: int) -> None:
+def run_all(launches: Iterator[Launch], codes: list[Code], seed: int, idle_reads: Sequence[str] = IDLE_READS) -> None:
     """Kernels that are tested by their PTX, in an order that differs by seed; others in Triton's interpreter."""
     of_launches = iter(codes)
     for launch in launches:
         if is_for_machine(launch):
-            run(launch, next(of_launches), seed, IDLE_READS)
+            run(launch, next(of_launches), seed, idle_reads)
         else:
             launch.run()
     assert next(of_launches, None) is None
@@ -171,6 +171,17 @@ def substitute(old: str, new: str) -> Callable[[list[str]], None]:
 def test_other_faults_are_found(old: str, new: str, expected: str, codes: dict[str, list[Code]]) -> None:
     said = outcome(codes["small"][0], substitute(old, new))
     assert all(part in said for part in expected.split(".*")), said
+
+
+def test_splits_that_wait_in_vain_make_no_number(codes: dict[str, list[Code]]) -> None:
+    """Without any look a program knows only of those that were there before; counters are whole after it."""
+    case = replace(CASES["few_rows"], sizes=((2,), (1,)))
+    layer = case.layer()
+    computed = replace(case.run(layer), options=LaunchOptions(polls=0))
+    run_all(case.launches(computed), codes["few_rows"][2:], 1, [*IDLE_READS, "tensors.partial_sums"])
+    assert real_nodes(computed.tensors.hidden, layer.nodes).isnan().any()
+    counters = computed.tensors.counters
+    assert counters.any() and not (counters % SPLIT_ARRIVALS).any()
 
 
 def test_what_is_outside_a_tensor_is_not_read(codes: dict[str, list[Code]]) -> None:

@@ -138,14 +138,14 @@ def few_gates_kernel(
     gl.store(unprojected + direction64 * R * C + o_here, h.to(unprojected.dtype.element_ty), mask=m)
 
 
-@gluon.jit(do_not_specialize=["depth", "N", "R", "T"])
+@gluon.jit(do_not_specialize=["depth", "polls", "N", "R", "T"])
 def few_projection_kernel(
-    unprojected_desc, weight_desc, projection_clip, tensors, nodes, depth, N, R, T,
+    unprojected_desc, weight_desc, projection_clip, tensors, nodes, depth, polls, N, R, T,
     SHAPE: gl.constexpr, TILE: gl.constexpr,
 ):  # fmt: skip
     """Compute r of one depth, with all of a split's operands in shared memory at once.
 
-    Grid: blocks of rows; blocks of columns times splits, which wait for each other; D.
+    A wait fails after `polls` looks. Grid: blocks of rows; blocks of columns times splits, which wait for each other; D.
     """
     P: gl.constexpr = SHAPE.P
     C: gl.constexpr = SHAPE.C
@@ -201,9 +201,9 @@ def few_projection_kernel(
     o_sum = gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, SUMS))
     gl.store(p_sums + i_split * (ROWS * COLUMNS) + o_row[:, None] * COLUMNS + o_sum[None, :], acc)
     arrived = arrive(tensors.counters + i_block, SPLITS)
-    wait_for_splits(tensors.counters + i_block, arrived)
+    late = wait_for_splits(tensors.counters + i_block, arrived, polls)
     p_share = p_sums + o_share[:, None] * COLUMNS + o_in_block[None, :]
-    total = gl.zeros([SHARE, COLUMNS], gl.float32, OUT)
+    total = gl.zeros([SHARE, COLUMNS], gl.float32, OUT) + late
     for split in gl.static_range(SPLITS):
         total += gl.load(p_share + split * (ROWS * COLUMNS), cache_modifier=".cg")
     m_row = node < last

@@ -28,9 +28,8 @@ from flashelmo.kernels.lstm.run import LayerRun
 from flashelmo.kernels.lstm.steps import Part, block_projection_arguments
 from flashelmo.kernels.lstm.weights import Shape
 from flashelmo.kernels.product import zeros
-from flashelmo.kernels.tuning import MOST_POLLS, SPLIT_ARRIVALS, SPLIT_VALUES, Tile, is_hopper, n_programs
+from flashelmo.kernels.tuning import SPLIT_ARRIVALS, SPLIT_VALUES, Tile, is_hopper, n_programs
 
-MAX_POLLS = tl.constexpr(MOST_POLLS)
 ARRIVALS = tl.constexpr(SPLIT_ARRIVALS)
 
 
@@ -90,14 +89,15 @@ def projection(run: LayerRun, pack: Callable[..., Any] = hopper_layout) -> Part:
     return Part(kind, launch, lambda rows, tile: (cdiv(rows, tile.rows), P // tile.columns * tile.splits, D))
 
 
-@triton.jit(do_not_specialize=["depth", "N", "R", "T"])
+@triton.jit(do_not_specialize=["depth", "polls", "N", "R", "T"])
 def hopper_projection_kernel(
-    unprojected_desc, weight_desc, projection_clip, tensors, nodes, depth, N, R, T,
+    unprojected_desc, weight_desc, projection_clip, tensors, nodes, depth, polls, N, R, T,
     SHAPE: tl.constexpr, TILE: tl.constexpr, WAITS: tl.constexpr,
 ):  # fmt: skip
     """r of one depth. Grid: blocks of rows; blocks of columns times splits; D.
 
-    Every split of a block writes its sums, waits for the others (WAITS), and adds up a share of the rows.
+    Every split of a block writes its sums, waits for the others (WAITS), and adds up a share of the rows. A wait fails
+    after `polls` looks.
     """
     P: tl.constexpr = SHAPE.P
     C: tl.constexpr = SHAPE.C
@@ -121,7 +121,7 @@ def hopper_projection_kernel(
             w = weight_desc.load([direction * C + i_split * SIZE + k * TILE.k, i_columns * TILE.columns])
             acc = tl.dot(h, w, acc)
         i_block = (direction * tl.num_programs(0) + i_rows) * (P // TILE.columns) + i_columns
-        total, mine = sum_of_splits(acc, tensors, i_block, i_split, o_share, TILE, WAITS)
+        total, mine = sum_of_splits(acc, tensors, i_block, i_split, o_share, polls, TILE, WAITS)
         if mine:
             m_row = node < last
             r = store_projected(total, projection_clip, tensors, skipped, direction64, node, m_row, o_column, N, P)
@@ -129,7 +129,7 @@ def hopper_projection_kernel(
 
 
 @triton.jit
-def sum_of_splits(acc, tensors, i_block, i_split, o_share, TILE: tl.constexpr, WAITS: tl.constexpr):
+def sum_of_splits(acc, tensors, i_block, i_split, o_share, polls, TILE: tl.constexpr, WAITS: tl.constexpr):
     """Some rows of a block, summed over the splits in their order, and whether that is this program's to do."""
     SPLITS: tl.constexpr = TILE.splits
     ROWS: tl.constexpr = TILE.rows
@@ -140,10 +140,10 @@ def sum_of_splits(acc, tensors, i_block, i_split, o_share, TILE: tl.constexpr, W
         tl.store(p_sums + i_split * (ROWS * COLUMNS) + tl.arange(0, ROWS)[:, None] * COLUMNS, acc)
         arrived = arrive(tensors.counters + i_block, SPLITS)
         mine = (arrived & (ARRIVALS - 1)) == 0
-        if WAITS:
-            wait_for_splits(tensors.counters + i_block, arrived)
-            mine = True
         total = zeros(o_share.shape[0], COLUMNS)
+        if WAITS:
+            total += wait_for_splits(tensors.counters + i_block, arrived, polls)
+            mine = True
         if mine:
             for split in tl.static_range(SPLITS):
                 p_share = p_sums + split * (ROWS * COLUMNS) + o_share[:, None] * COLUMNS
@@ -152,14 +152,12 @@ def sum_of_splits(acc, tensors, i_block, i_split, o_share, TILE: tl.constexpr, W
 
 
 @triton.jit
-def wait_for_splits(p_counter, arrived):
-    """Wait until all splits of this launch have arrived; after minutes in vain, trap."""
+def wait_for_splits(p_counter, arrived, polls):
+    """Wait until all splits of this launch have arrived; return what to begin their sum with: 0, or NaN if in vain."""
     missing = -arrived & (ARRIVALS - 1)
     seen = arrived
-    polls = 0
-    while (seen - arrived < missing) & (polls < MAX_POLLS):
+    while (seen - arrived < missing) & (polls > 0):
         seen = tl.atomic_add(p_counter, 0, sem="acquire")
-        polls += 1
-    if seen - arrived < missing:
-        tl.inline_asm_elementwise("trap; // $0", "=r", [], dtype=tl.int32, is_pure=False, pack=1)
+        polls -= 1
     tl.debug_barrier()
+    return tl.where(seen - arrived < missing, float("nan"), 0.0)

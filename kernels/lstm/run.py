@@ -186,7 +186,7 @@ class LaunchOptions:
         keep_weights: ask the L2 cache to keep the weights of depths whose time goes into reading them.
         batch_invariant: one variant and one tile for any number of rows, without splits, so that a node's bits depend
             only on its words.
-        polls: how often a program of `persistent` looks for what another one sends before it goes on with NaN.
+        polls: how often a program looks for what another one sends, or for its arrival, before it goes on with NaN.
     """
 
     precision: Products = "ieee"

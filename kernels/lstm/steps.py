@@ -116,6 +116,7 @@ def block_projection_arguments(run: LayerRun, weights: Any) -> dict[str, Any]:
     """Return the arguments of a projection that reads blocks by bulk copies, given the layout that it reads."""
     return run.arguments | {
         "projection_clip": weights.projection_clip,
+        "polls": run.options.polls,
         "tensors": projected_tensors(run)._replace(unprojected=None),
         "nodes": NodeTensors(run.nodes.starts, None, run.nodes.children),
     }
