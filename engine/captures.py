@@ -1,11 +1,28 @@
-"""What PyTorch leaves behind of a CUDA graph whose capture failed."""
+"""Streams that CUDA graphs may be captured on, and what PyTorch leaves behind of a capture that failed."""
 
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+# PyTorch has 32 streams of each priority and gives them out in turn: a program that asks for more gets some again. It
+# asks for those of priority 0, or -1, which is higher.
+PRIORITY = -2
 
 _abandoned: list[Any] = []  # kept alive: PyTorch's allocators still query them
+
+
+def own_stream(device: torch.device | None = None) -> torch.cuda.Stream:
+    """Return a stream of a device, by default the current one, that hardly any other part of a program is given too.
+
+    On one that is captured, others' work would become part of the graph, and not be done.
+    """
+    import torch
+
+    return torch.cuda.Stream(device, priority=PRIORITY)
 
 
 def abandon(graph: Any, pool: Any) -> None:
@@ -26,7 +43,7 @@ def abandon(graph: Any, pool: Any) -> None:
         torch._C._cuda_endAllocateToPool(device, pool)
         _abandoned.append(graph)
         torch._C._cuda_releasePool(device, pool)
-    with suppress(Exception), torch.cuda.stream(torch.cuda.Stream()):
+    with suppress(Exception), torch.cuda.stream(own_stream()):
         another = torch.cuda.CUDAGraph()
         another.capture_begin(capture_error_mode="relaxed")
         try:

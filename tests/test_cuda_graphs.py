@@ -1,6 +1,7 @@
 """Graphs of buckets: which are captured, which are kept, and what happens where a device captures none."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -141,7 +142,7 @@ def test_a_capture_that_failed_is_not_under_way_for_the_generator(monkeypatch: p
     launched: list[int] = []
     for name, instead in {
         "CUDAGraph": Graph,
-        "Stream": object,
+        "Stream": lambda *_, **__: None,
         "stream": lambda _: nullcontext(),
         "_sleep": launched.append,
     }.items():
@@ -261,10 +262,21 @@ def test_buckets_in_turn_displace_each_other() -> None:
 
 
 def test_a_process_has_the_same_streams_of_a_device_for_all_embedders(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that no two kernels whose programs wait for each other run side by side; captures are in none of them."""
+    """So that no two kernels whose programs wait for each other run side by side; captures are in none of them.
+
+    And none is given to the rest of the program, which PyTorch gives its streams in turn.
+    """
+    given = Counter[tuple[int, int]]()
+
+    def stream(device: Any, priority: int = 0) -> tuple[int, int, int]:
+        given[device.index, priority] += 1
+        return device.index, priority, given[device.index, priority] % 32
+
     monkeypatch.setattr(transfer, "_streams", {})
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: object())
+    monkeypatch.setattr(torch.cuda, "Stream", stream)
     first, second = torch.device("cuda", 0), torch.device("cuda", 1)
     assert streams_of(first) is streams_of(first)
-    assert len({id(stream) for device in (first, second) for stream in streams_of(device)}) == 8
+    ours: set[Any] = {stream for device in (first, second) for stream in streams_of(device)}
+    assert len(ours) == 8
+    assert ours.isdisjoint(stream(device, priority) for device in (first, second) for priority in [0, -1] * 33)
     assert Transfers(first)._compute is Transfers(first)._compute is streams_of(first).compute

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from flashelmo.engine.arrays import Array, Int32
 from flashelmo.engine.autocast import without_autocast
+from flashelmo.engine.captures import own_stream
 
 # During a capture, in whatever thread, PyTorch ignores `record_stream` and would free memory too early: the two exclude
 # each other.
@@ -49,7 +50,7 @@ def streams_of(device: torch.device) -> DeviceStreams:
     """
     with _streams_lock:
         if device not in _streams:
-            _streams[device] = DeviceStreams(*(torch.cuda.Stream(device) for _ in DeviceStreams._fields))
+            _streams[device] = DeviceStreams(*(own_stream(device) for _ in DeviceStreams._fields))
         return _streams[device]
 
 

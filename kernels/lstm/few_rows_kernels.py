@@ -145,7 +145,7 @@ def few_projection_kernel(
 ):  # fmt: skip
     """Compute r of one depth, with all of a split's operands in shared memory at once.
 
-    A wait fails after `polls` looks. Grid: blocks of rows; blocks of columns times splits, which wait for each other; D.
+    Splits wait for each other, in vain after `polls` looks. Grid: blocks of rows; blocks of columns times splits; D.
     """
     P: gl.constexpr = SHAPE.P
     C: gl.constexpr = SHAPE.C
