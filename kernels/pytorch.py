@@ -25,11 +25,13 @@ def float32_products(precision: Products) -> Iterator[None]:
     PyTorch's older functions and flags raise in programs that have set the newer attributes, and are not used
     where these exist.
     """
-    cuda: Any = torch.backends.cuda
-    cudnn: Any = torch.backends.cudnn
-    places, name, value = (cuda.matmul, cudnn), "allow_tf32", precision == "tf32"
-    if hasattr(cudnn, "conv"):  # since PyTorch 2.9
-        places, name, value = (cuda.matmul, cudnn.conv), "fp32_precision", precision
+    products: Any = torch.backends.cuda.matmul
+    convolutions: Any = torch.backends.cudnn
+    name: str = "allow_tf32"
+    value: str | bool = precision == "tf32"
+    if hasattr(convolutions, "conv"):  # since PyTorch 2.9
+        convolutions, name, value = convolutions.conv, "fp32_precision", precision
+    places = products, convolutions
     with _float32:
         before = [getattr(place, name) for place in places]
         try:

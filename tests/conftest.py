@@ -58,6 +58,12 @@ if find_spec("triton"):  # kernels run on the card where there is one, otherwise
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With `-m card` other files are not imported: what they need may be missing where the card is, and they take long."""
+    is_other = collection_path.suffix == ".py" and not collection_path.name.startswith(CARD)
+    return True if is_other and config.option.markexpr == "card" else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files first, the others in their order; those for a card are marked."""
     for item in items:

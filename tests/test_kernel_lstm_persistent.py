@@ -1,6 +1,8 @@
 """Steps whose weights stay on the chip: what programs send each other, launch after launch, however slow one is."""
 
 import random
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
@@ -22,6 +24,7 @@ from ptx_memory import Clocks, Region
 
 from flashelmo.engine.cuda.layout import Sizes
 from flashelmo.engine.precision import PRECISIONS
+from flashelmo.kernels.launch import Launch
 from flashelmo.kernels.lstm import layer as table
 from flashelmo.kernels.lstm import persistent, persistent_kernel, proven
 from flashelmo.kernels.lstm.layer import Variant
@@ -195,17 +198,26 @@ def test_programs_that_wait_for_each_other_are_launched_at_once() -> None:
 
 @pytest.mark.parametrize(
     ("ours", "why"),
-    [(0.1, ""), (0.11, ""), (0.2, "24 steps of 8 and 32 rows take 0.400 ms where 'fused' takes 0.200"), (None, "")],
+    [
+        ([0.1], ""),
+        ([0.11], ""),
+        ([0.2] * 3, "24 steps of 8 and 32 rows take 0.400 ms where 'fused' takes 0.200"),
+        ([0.2, 0.2, 0.1], ""),
+        ([], ""),
+    ],
 )
 def test_a_variant_that_takes_longer_than_its_rival_is_not_used(
-    ours: float | None, why: str, monkeypatch: pytest.MonkeyPatch
+    ours: list[float], why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By more than a tenth; where the rival fails it is."""
+    """By more than a tenth, each time; where the rival fails it is."""
+    rows_timed = []
 
-    def milliseconds(each: Variant, run: LayerRun, rows: int) -> float:
-        if ours is None and each is rival:
+    def milliseconds(each: Any, run: LayerRun, rows: int) -> list[float]:
+        assert each == (variant, rival)
+        rows_timed.append(rows)
+        if not ours:
             raise RuntimeError("no kernel image")
-        return (ours or 0.1) if each is variant else 0.1
+        return [ours[(len(rows_timed) - 1) // 2], 0.1]
 
     rival = next(variant for variant in table.VARIANTS if variant.name == "fused")
     rival = rival._replace(serves=lambda run, rows: True)
@@ -214,6 +226,34 @@ def test_a_variant_that_takes_longer_than_its_rival_is_not_used(
     run: Any = SimpleNamespace(weights=SimpleNamespace(device=torch.device("cuda", 0)))
     assert proven._why_slow(variant, run) == why
     assert proven._why_slow(rival, run) == ""
+    assert rows_timed == ([8, 32] * len(ours) or [8])
+
+
+def test_variants_are_timed_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes the least of its times: the card's clock may rise, and others may use it."""
+    launched: list[int] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool = False) -> None: ...
+
+        record = synchronize = __init__
+
+        def elapsed_time(self, end: Any) -> float:
+            return {0: 3.0, 1: 5.0}[launched[-1]] / len(launched)
+
+    def variant(k: int) -> Variant:
+        def launches(run: LayerRun, depths: range) -> Iterator[Launch]:
+            launched.append(k)
+            return iter(())
+
+        return table.VARIANTS[-1]._replace(launches=launches)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: None)
+    found = proven.milliseconds([variant(0), variant(1)], made("cpu", ((1,), (1,))).poisoned(), 8)
+    n = 2 * proven.TIMES
+    assert launched == [0, 1] * n and found == [3.0 / (2 * n - 1), 5.0 / (2 * n)]
 
 
 def test_what_no_card_has_timed_has_a_rival() -> None:

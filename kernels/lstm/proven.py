@@ -42,6 +42,7 @@ TIMED = 8, 32  # rows of depths that are timed, if both serve them
 N_TIMED = 24  # depths, about a sentence's
 ASLEEP = 10_000_000  # cycles of a card, in which the host queues these: five milliseconds
 SLOWER = 1.1  # times as long is longer, as no time is exact
+TRIES = 3  # of which each must say so: others' work on the card, or a clock that rises, may slow one of the two
 N_ROOTS = 2
 N_WORDS = 50  # where the input part is by word
 
@@ -185,36 +186,41 @@ def _why_slow(variant: Variant, run: LayerRun) -> str:
     if rival is None or run.weights.device.type != "cuda":
         return ""
     timed = [n for n in TIMED if variant.serves(run, n) and rival.serves(run, n)]
-    try:
-        ours, theirs = (sum(milliseconds(each, run, n) for n in timed) for each in (variant, rival))
-    except Exception as problem:  # of a rival that fails, which is no reason against this one
-        logger.debug("variant '%s' is not timed: %s", variant.name, problem)
-        return ""
-    if ours <= SLOWER * theirs:
-        return ""
+    ours = theirs = 0.0
+    for _ in range(TRIES):
+        try:
+            ours, theirs = map(sum, zip(*(milliseconds((variant, rival), run, n) for n in timed), strict=True))
+        except Exception as problem:  # of a rival that fails, which is no reason against this one
+            logger.debug("variant '%s' is not timed: %s", variant.name, problem)
+            return ""
+        if ours <= SLOWER * theirs:
+            return ""
     rows = " and ".join(map(str, timed))
     return f"{N_TIMED} steps of {rows} rows take {ours:.3f} ms where '{rival.name}' takes {theirs:.3f}"
 
 
-def milliseconds(variant: Variant, run: LayerRun, rows: int) -> float:
-    """What depths of so many rows take on a card, the least of some times; the host queues them beforehand."""
+def milliseconds(variants: Sequence[Variant], run: LayerRun, rows: int) -> list[float]:
+    """What depths of so many rows take by each variant on a card: in turns, each the least of some times.
+
+    The host queues them beforehand.
+    """
     weights = run.weights
     nodes = _nodes((rows,) * N_TIMED, weights.shape.D, weights.device)
     x = torch.zeros(weights.shape.D, nodes.n_nodes, weights.shape.P, dtype=weights.dtype, device=weights.device)
     words = None if run.words is None else _words(weights, nodes, x)[0]
     tensors = new_tensors(weights, nodes, x, skip=run.tensors.outputs is not None)
     timed = LayerRun(weights, tensors, nodes, run.options, words)
-    found: list[float] = []
+    found = [math.inf] * len(variants)
     with torch.cuda.device(weights.device):
-        for _ in range(2 * TIMES):  # the first time also compiles
+        for k, variant in list(enumerate(variants)) * (2 * TIMES):  # the first time also compiles
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             torch.cuda._sleep(ASLEEP)
             start.record()
             run_in_order(variant.launches(timed, range(1, nodes.n_depths + 1)))
             end.record()
             end.synchronize()
-            found.append(start.elapsed_time(end))
-    return min(found)
+            found[k] = min(found[k], start.elapsed_time(end))
+    return found
 
 
 def _words(weights: LstmWeights, nodes: Nodes, vectors: Tensor) -> tuple[InputWords, Tensor]:
