@@ -59,7 +59,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """With `-m card` other files are not imported: what they need may be missing where the card is, and they take long."""
+    """With `-m card` no other file is imported: what it needs may be missing where the card is, and it takes time."""
     is_other = collection_path.suffix == ".py" and not collection_path.name.startswith(CARD)
     return True if is_other and config.option.markexpr == "card" else None
 
