@@ -37,7 +37,9 @@ from flashelmo.kernels.pytorch import float32_products, is_out_of_memory
 ROWS = (1, 5, 16, 17, 32, 40, 64, 100, 128, 129, 256, 300, 520, 1100)  # of depths that are compared, if it serves them
 TIMES = 3  # each: programs that do not wait for each other as they should may be right by chance
 TIMES_OF_NEW = 20  # where no card has run the variant
-POLLS = 1 << 20  # of a program's wait for others, half a second by estimate: one that fails would never end
+# Of a program's wait for others, a tenth of a second by estimate. Programs of a variant that is wrong wait in vain some
+# hundred times.
+POLLS = 1 << 17
 TIMED = 8, 32  # rows of depths that are timed, if both serve them
 N_TIMED = 24  # depths, about a sentence's
 ASLEEP = 10_000_000  # cycles of a card, in which the host queues these: five milliseconds
