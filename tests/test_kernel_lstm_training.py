@@ -1,12 +1,18 @@
 """The cell's kernels while training, against the formula in plain PyTorch."""
 
+from dataclasses import replace
+
 import pytest
 
 pytest.importorskip("triton")
 torch = pytest.importorskip("torch")
 
-from flashelmo.engine.training.recurrence import cell_backward, cell_forward  # noqa: E402
+from test_training_step import SETTINGS, losses, new_step  # noqa: E402
+
+from flashelmo.engine.training.recurrence import cell_backward, cell_forward, kernels_work  # noqa: E402
+from flashelmo.engine.training.step import WARM_UP_STEPS  # noqa: E402
 from flashelmo.kernels.lstm.training import cell_backward_launch, cell_forward_launch  # noqa: E402
+from flashelmo.kernels.pytorch import float32_products  # noqa: E402
 
 BOUNDS = {torch.float32: 1e-6, torch.bfloat16: 2.0**-7}
 
@@ -61,3 +67,22 @@ def test_wrong_tensors_are_refused(device):
         cell_forward_launch(gates[:, 1, :, :15].contiguous(), cells[:, 0], cells[:, 1], u, None)
     with pytest.raises(ValueError, match="d_c"):
         cell_backward_launch(d_u, d_c.double(), gates[:, 1], cells[:, 1], cells[:, 0], gates[:, 2], None)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a card")
+@pytest.mark.parametrize("optimizer", ["adagrad", "adam"])
+@pytest.mark.parametrize("negatives", [0, SETTINGS.negatives])
+def test_captured_steps_on_a_card_are_those_of_the_processor(negatives, optimizer, tmp_path, caplog):
+    """With the kernels; negatives, which a card draws otherwise, leave the losses finite."""
+    settings = replace(SETTINGS, optimizer=optimizer, negatives=negatives)
+    plain, step = new_step(tmp_path, settings), new_step(tmp_path, settings, device="cuda")
+    step.model.kernels = kernels_work(step.device)
+    for each in (plain, step):
+        each.model.dropout = 0.0
+    number = 2 * WARM_UP_STEPS + 2
+    with float32_products("ieee"):
+        expected, found = losses(plain, number), losses(step, number)
+    assert step.model.kernels and step._captured._graph is not None and not caplog.records
+    assert torch.tensor(found).isfinite().all()
+    if not negatives:
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)

@@ -26,7 +26,9 @@ CONFIG = replace(BILM, cell_clip=3.0, projection_clip=3.0)
 SETTINGS = TrainSettings(batch=3, unroll=4, negatives=6, steps=12, device="cpu", precision="fp32")
 
 
-def new_step(tmp_path: Path, settings: TrainSettings = SETTINGS, compute: torch.dtype = torch.float32) -> TrainingStep:
+def new_step(
+    tmp_path: Path, settings: TrainSettings = SETTINGS, compute: torch.dtype = torch.float32, device: str = "cpu"
+) -> TrainingStep:
     text = tmp_path / "text.txt"
     rng = np.random.default_rng(0)
     words = [f"w{n}" for n in range(30)]
@@ -34,7 +36,7 @@ def new_step(tmp_path: Path, settings: TrainSettings = SETTINGS, compute: torch.
     corpus = read_corpus([text])
     vocabulary = most_frequent(corpus, 1, None)
     torch.manual_seed(0)
-    model = BiLM(CONFIG, initial_tensors(CONFIG, len(vocabulary), 0), dropout=0.2, compute=compute)
+    model = BiLM(CONFIG, initial_tensors(CONFIG, len(vocabulary), 0), dropout=0.2, compute=compute).to(device)
     streams = Streams(corpus, settings.batch, settings.unroll, 0)
     step = TrainingStep(model, settings, Spelling(CONFIG, corpus.words), corpus.rows(vocabulary), streams)
     step.streams = streams  # type: ignore[attr-defined]
