@@ -210,7 +210,7 @@ def test_a_variant_that_takes_longer_than_its_rival_is_not_used(
     ours: list[float], why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By more than a tenth, each time; where the rival fails it is."""
-    rows_timed = []
+    rows_timed: list[int] = []
 
     def milliseconds(each: Any, run: LayerRun, rows: int) -> list[float]:
         assert each == (variant, rival)

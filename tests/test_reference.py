@@ -1,6 +1,7 @@
 """The reference runtime against the formulas written out in numpy; `test_embedder` has published outputs."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -204,7 +205,8 @@ def test_on_a_card_float32_is_multiplied_as_such_whatever_a_program_has_set(
     own: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By PyTorch's newer way, with which its older one raises."""
-    places = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    cudnn: Any = torch.backends.cudnn
+    places: list[Any] = [torch.backends.cuda.matmul, cudnn.conv]
     before = [place.fp32_precision for place in places]
     runtime = ReferenceRuntime(MODELS["skip"])
     monkeypatch.setattr(runtime, "device", torch.device("cuda"))
