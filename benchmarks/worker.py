@@ -64,7 +64,7 @@ class Worker:
         self.process.join(timeout=5)
         if self.process.is_alive():
             self.process.terminate()
-            self.process.join()
+            self.process.join(timeout=5)  # see `call`
 
     def _result(self) -> Any:
         try:

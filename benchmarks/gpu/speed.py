@@ -248,7 +248,8 @@ def trace(row: Row, run: Callable[[], object], device: str, path: Path) -> list[
         path: the trace is written to it, for https://ui.perfetto.dev.
     """
     on_card = device.startswith("cuda")
-    with torch.profiler.profile(activities=[ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * on_card]) as profiler:
+    activities = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * on_card]
+    with torch.profiler.profile(activities=activities, acc_events=True) as profiler:  # PyTorch 2.11 warns without it
         begin = time.perf_counter()
         run()
         if on_card:
