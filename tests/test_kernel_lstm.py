@@ -381,3 +381,18 @@ def test_an_empty_schedule_has_no_depths(device: str) -> None:
     assert (layer.nodes.n_depths, layer.nodes.n_nodes, layer.nodes.max_rows) == (0, 1, 1)
     outputs, _ = lstm_layer(layer.pack(), layer.nodes, layer.x)
     assert outputs.shape == (2, 1, 12)
+
+
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0), reason="needs a card with sm_90"
+)
+@pytest.mark.parametrize("name", ["few_rows", "warp_specialized", "tma"])
+def test_splits_that_wait_in_vain_make_no_number_on_a_card(name: str) -> None:
+    """Without any look a program knows only of those that were there before; the next launch is right."""
+    layer = random_layer("cuda", sizes=((40,), (33,)), P=128, C=512, dtype=torch.float16).rounded()
+    run = layer.poisoned()
+    for polls in (0, LaunchOptions().polls):
+        run.tensors.poison()
+        run_all(launches_of(replace(run, options=LaunchOptions(polls=polls)), name))
+        found = real_nodes(run.tensors.hidden, layer.nodes)
+        assert found.isnan().any() if polls == 0 else found.isfinite().all()
