@@ -162,11 +162,13 @@ def test_splits_that_wait_for_each_other_all_run_at_once(
 
 @pytest.mark.parametrize("name", ["tma", "fused"])
 @pytest.mark.parametrize("rows", [300, 700])
-def test_split_sums_stay_in_their_workspace(name: str, rows: int) -> None:
+def test_split_sums_stay_in_their_workspace(name: str, rows: int, device: str) -> None:
     """What lies behind them is somebody else's."""
-    layer = random_layer("cpu", sizes=((1, rows),) * 2, P=128, C=512, dtype=torch.float16)
+    if name == "tma" and device == "cuda" and torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("for sm_90")
+    layer = random_layer(device, sizes=((1, rows),) * 2, P=128, C=512, dtype=torch.float16)
     run = layer.poisoned()
-    workspace = Workspace.of(run.weights.shape, "cpu")
+    workspace = Workspace.of(run.weights.shape, device)
     behind = [torch.cat([each, torch.full_like(each, 7)]) for each in (workspace.partial_sums, workspace.counters)]
     n_sums, n_counters = len(workspace.partial_sums), len(workspace.counters)
     tensors = run.tensors._replace(partial_sums=behind[0][:n_sums], counters=behind[1][:n_counters])
