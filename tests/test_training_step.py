@@ -62,6 +62,7 @@ class Card:
         self.current_stream: Callable[[], Any] = self.Stream
         self.CUDAGraph = type("CUDAGraph", (), {})
         self.graph_pool_handle = lambda: (0, 1)
+        self.is_available = lambda: False  # asked by optimizers of a PyTorch that is built with CUDA
         self.get_rng_state = lambda device: torch.get_rng_state()
         self.set_rng_state = lambda state, device: torch.set_rng_state(state)
 
