@@ -19,19 +19,20 @@ _float32 = threading.RLock()  # the setting is the whole process's, and several 
 
 
 @contextmanager
-def float32_products(precision: Products) -> Iterator[None]:
-    """Products and convolutions of float32 on a card are computed so; a program's own settings are restored.
+def float32_products(precision: Products, convolutions: bool = False) -> Iterator[None]:
+    """Products of float32 on a card, and convolutions if wanted, are computed so; a program's settings are restored.
 
     PyTorch's older functions and flags raise in programs that have set the newer attributes, and are not used
     where these exist.
     """
-    products: Any = torch.backends.cuda.matmul
-    convolutions: Any = torch.backends.cudnn
+    places: list[Any] = [torch.backends.cuda.matmul]
+    cudnn: Any = torch.backends.cudnn
     name: str = "allow_tf32"
     value: str | bool = precision == "tf32"
-    if hasattr(convolutions, "conv"):  # since PyTorch 2.9
-        convolutions, name, value = convolutions.conv, "fp32_precision", precision
-    places = products, convolutions
+    if hasattr(cudnn, "conv"):  # since PyTorch 2.9
+        cudnn, name, value = cudnn.conv, "fp32_precision", precision
+    if convolutions:
+        places.append(cudnn)
     with _float32:
         before = [getattr(place, name) for place in places]
         try:

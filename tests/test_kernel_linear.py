@@ -144,9 +144,11 @@ def test_many_rows_of_float32_by_the_library(precision, D, own, device, monkeypa
 
     def seen_by(*given, out):
         seen.append(cublas.fp32_precision)
+        assert cudnn.conv.fp32_precision == of_convolutions  # other threads may convolve meanwhile
         return addmm(*given, out=out)
 
-    cublas = torch.backends.cuda.matmul
+    cublas, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    of_convolutions = cudnn.conv.fp32_precision
     monkeypatch.setattr(torch, "addmm", seen_by)
     out = poisoned(*x.shape[:-1], 36, dtype=torch.float32, device=device)
     launch = linear_launch(x, weight, bias, out, precision=precision)

@@ -269,7 +269,7 @@ class ReferenceRuntime:
     def _full_float32(self) -> AbstractContextManager[Any]:
         if self.device.type != "cuda":
             return nullcontext()
-        return float32_products("ieee")
+        return float32_products("ieee", convolutions=True)
 
 
 def encode(encoder: WordEncoder, words: Sequence[str]) -> tuple[Tensor | None, Tensor | None]:
