@@ -449,12 +449,15 @@ def test_what_is_there_is_not_overwritten_by_mistake(tmp_path: Path, run: Callab
             run(**arguments)
 
 
-def test_a_fingerprint_tells_models_apart(tmp_path: Path) -> None:
+def test_a_fingerprint_tells_models_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_native(MODELS["skip"], tmp_path / "model")
     loaded = ElmoEmbedder.load(tmp_path / "model", device="cpu").fingerprint()
     assert loaded == ElmoEmbedder(MODELS["skip"], device="cpu").fingerprint()
     others = [ElmoEmbedder(MODELS[name], device="cpu").fingerprint() for name in ("no projection", "manylangs")]
     assert len({each["sha256"] for each in (loaded, *others)}) == 3
+    in_8_bits = ElmoEmbedder(MODELS["skip"], device="cpu", runtime="ort", precision="int8")
+    monkeypatch.setattr("flashelmo.engine.embedder.int8_levels", lambda: 63)  # of a processor without VNNI
+    assert in_8_bits.fingerprint()["int8_levels"] == 63
 
 
 # ------------------------------------------------------------------------------------------------ disks and inputs fail

@@ -9,6 +9,7 @@ import typer
 
 from flashelmo.cli.arguments import (
     BadRecords,
+    BatchInvariant,
     DType,
     ForgetSentences,
     InputText,
@@ -52,6 +53,7 @@ from flashelmo.engine.allocator import return_large_arrays
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.named.locate import bundled
 from flashelmo.engine.output import Output
+from flashelmo.engine.settings import CudaSettings
 
 
 def embed(
@@ -95,6 +97,7 @@ def embed(
         int | None, typer.Option(help="Tokens per window; larger windows share more steps and take more memory.")
     ] = None,
     word_cache: WordCache = None,
+    batch_invariant: BatchInvariant = False,
     errors: Annotated[BadRecords, typer.Option(help="What to do with unreadable records.")] = "strict",
     keep_sentence_boundaries: KeepBoundaries = False,
     use_sentence_keys: SentenceKeys = False,
@@ -133,6 +136,7 @@ def embed(
         "word_cache": word_cache,
         "window_tokens": window_tokens,
         "keep_sentence_boundaries": keep_sentence_boundaries,
+        "cuda": CudaSettings(batch_invariant=batch_invariant),
     }
     reader = {
         "format": input_format,

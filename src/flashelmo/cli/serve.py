@@ -9,7 +9,16 @@ from typing import Annotated, Any
 
 import typer
 
-from flashelmo.cli.arguments import KeepBoundaries, Options, Precision, Runtime, Threads, WordCache, parse_numbers
+from flashelmo.cli.arguments import (
+    BatchInvariant,
+    KeepBoundaries,
+    Options,
+    Precision,
+    Runtime,
+    Threads,
+    WordCache,
+    parse_numbers,
+)
 from flashelmo.cli.terminal import say, warnings_to_stderr
 from flashelmo.engine.arguments import path_of
 from flashelmo.engine.errors import FlashElmoError
@@ -33,9 +42,7 @@ def serve(
     ] = "auto",
     threads: Threads = None,
     word_cache: WordCache = None,
-    batch_invariant: Annotated[
-        bool, typer.Option("--batch-invariant", help="Same bits whatever else is in the batch, on GPUs too.")
-    ] = False,
+    batch_invariant: BatchInvariant = False,
     keep_sentence_boundaries: KeepBoundaries = False,
     max_batch_tokens: Annotated[
         int | None, typer.Option(min=1, help="Tokens per batch; default: 2,048 on the CPU, 32,768 on a GPU.")
