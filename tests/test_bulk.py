@@ -269,6 +269,12 @@ def test_shards_are_of_a_size(text_file: Path, line: str, shape: tuple[int, ...]
 # ---------------------------------------------------------------------------------------------- going on, and arrays
 
 
+def without_sum(content: bytes) -> dict[str, Any]:
+    """The values of a file of JSON without their checksum, so that each has to be right by itself."""
+    values: dict[str, Any] = json.loads(content)
+    return {name: value for name, value in values.items() if name != "sha256"}
+
+
 @pytest.mark.parametrize("shard_format", ["native", "parquet"])
 def test_damage_is_found_and_mended(tmp_path: Path, run: Callable[..., Report], shard_format: str) -> None:
     out, options = tmp_path / "out", {"format": shard_format}
@@ -298,11 +304,19 @@ def test_damage_is_found_and_mended(tmp_path: Path, run: Callable[..., Report], 
             "shard-00000001.json: expected a finished shard's entry, found something else",
         ),
         ({"shard-00000001.json": before["shard-00000002.json"]}, "shard-00000001.json: expected the entry of shard 1"),
+        *(
+            (
+                {"shard-00000001.json": before["shard-00000001.json"].replace(value, other)},
+                "shard-00000001.json: expected a finished shard's entry, found something else",
+            )
+            for value, other in ((b'"rows": 14', b'"rows": 15'), (b'"skipped": []', b'"skipped": ["x"]'))
+        ),
         (
-            {"shard-00000001.json": before["shard-00000001.json"].replace(b'"tokens": 14', b'"tokens": 15')},
+            {"shard-00000001.json": json.dumps({**without_sum(before["shard-00000001.json"]), "tokens": 15}).encode()},
             "shard-00000001.parquet: expected 5 records of 15 tokens, found 5 of 14",
         ),
     ]
+    assert all(content != before[name] for changes, _ in damages for name, content in changes.items())
     for changes, problem in damages:
         for name, content in changes.items():
             (out / name).unlink() if content is None else (out / name).write_bytes(content)
@@ -319,10 +333,12 @@ def test_who_reads_a_damaged_file_names_it(tmp_path: Path, run: Callable[..., Re
     run(**options)
     out = tmp_path / "out"
     before = contents(out)
-    entry, begun = (json.loads(before[name]) for name in ("shard-00000001.json", "run.json"))
+    entry, begun = (without_sum(before[name]) for name in ("shard-00000001.json", "run.json"))
     without = [{key: entry[key] for key in entry if key != absent} for absent in entry]
     entries = [*({**entry, key: None} for key in entry), *without, {**entry, "records": -1}, {**entry, "tokens": "14"}]
     damages = [("shard-00000001.json", json.dumps(each).encode()) for each in entries]
+    for name, value, other in (("shard-00000001.json", b'"line": 6', b'"line": 7'), ("run.json", b'"ort"', b'"orr"')):
+        damages.append((name, before[name].replace(value, other)))
     for rows in ({"shape": [None]}, {"shape": "x"}, {"shape": [-8]}, {"dtype": "x"}):
         damages.append(("run.json", json.dumps({**begun, "rows": {**begun["rows"], **rows}}).encode()))
     for name in set(before) - {"run.json"}:

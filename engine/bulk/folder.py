@@ -19,7 +19,7 @@ from flashelmo.engine.arguments import utf8_path_of
 from flashelmo.engine.bulk.shards import shard_name
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.files import check_link, sha256_of
-from flashelmo.engine.sinks.files import RUN, write_json, writing
+from flashelmo.engine.sinks.files import RUN, sha256_of_json, write_json, writing
 from flashelmo.engine.threads import in_order
 
 logger = logging.getLogger("flashelmo")
@@ -110,7 +110,7 @@ def first_difference(begun: Any, found: Any, name: str = "") -> tuple[str, str, 
 
 
 def read_json(path: Path) -> Meta:
-    """Read a JSON object.
+    """Read a JSON object, which is the one that was written if it has its own checksum.
 
     Raises:
         FlashElmoError: the file is missing, or holds something else.
@@ -123,6 +123,10 @@ def read_json(path: Path) -> Meta:
         values = None
     if not isinstance(values, dict):
         raise FlashElmoError(f"{path}: expected an object of JSON, found something else")
+    absent = object()
+    expected = values.pop("sha256", absent)
+    if expected is not absent and expected != (found := sha256_of_json(values)):
+        raise FlashElmoError(f"{path}: expected values of sha256 {expected}, found {found}")
     return values
 
 

@@ -154,14 +154,22 @@ class NewFile:
 
 
 def write_json(path: Path, values: dict[str, Any], overwrite: bool = True) -> None:
-    """Write a JSON file, completely or not at all. FileExistsError: it exists, and is not to be replaced."""
+    """Write a JSON file that ends with a checksum of its values, completely or not at all.
+
+    FileExistsError: it exists, and is not to be replaced.
+    """
     file = NewFile(path, "" if overwrite else f".{secrets.token_hex(8)}")
     try:
-        file.write((json.dumps(values, indent=1) + "\n").encode())
+        file.write((json.dumps({**values, "sha256": sha256_of_json(values)}, indent=1) + "\n").encode())
         file.publish(overwrite)
     finally:
         file.abort()
     sync(path.parent)
+
+
+def sha256_of_json(values: dict[str, Any]) -> str:
+    """Return the sha256 of values, however their file is laid out."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 @contextmanager
