@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from flashelmo.engine.arrays import Array, Float32
 from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.files import temporary_folder
 from flashelmo.engine.forks import is_forked
 from flashelmo.engine.processor import cpu_flags
 from flashelmo.engine.threads import Background
@@ -166,8 +167,8 @@ def _is_whole(path: Path) -> bool:
 
 def _compile(command: Sequence[str], path: Path) -> None:
     """Compile to a file that appears there only when complete."""
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        made = Path(folder) / path.name
+    with temporary_folder(path) as folder:
+        made = folder / path.name
         try:
             done = subprocess.run(
                 [*command, str(SOURCE), "-o", str(made)],

@@ -23,7 +23,7 @@ from flashelmo.engine.arguments import flag, path_of
 from flashelmo.engine.arrays import Array
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Index, Output
-from flashelmo.engine.sinks.files import check_path, publish, take_name, temporary_beside, writing
+from flashelmo.engine.sinks.files import check_path, publish, take_name, temporary_file, writing
 
 __all__ = ["HDF5_SUFFIXES", "Record", "Sink", "Store", "open_sink", "take_name", "writing"]
 
@@ -218,7 +218,7 @@ def open_sink(
         check_path(path, final, overwrite)
     is_npz = not always_hdf5 and _is_npz(path)
     sink = None
-    with temporary_beside(path, final) as temporary:
+    with temporary_file(path, final) as temporary:
         try:
             with writing(path):
                 store = _open_store(temporary, is_npz)
