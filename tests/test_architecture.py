@@ -38,6 +38,7 @@ WINGS = {
         "model",
         "output",
         "pipeline",
+        "processor",
         "sentence_transformers",
         "settings",
         "sinks",
