@@ -35,6 +35,17 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def cache_folder() -> Path | None:
+    """Return the folder of what is kept for this user from run to run (XDG's rules); None if there is no home folder.
+
+    Nothing else than models has another one if its user wishes (`model.named.table.home`).
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "flashelmo")
+    except RuntimeError:
+        return None
+
+
 def sync(path: Path) -> None:
     """Wait until a file's contents, or the names in a folder, are on disk.
 

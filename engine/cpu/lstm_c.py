@@ -11,7 +11,6 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from ctypes import c_int64, c_void_p
 from functools import cache, partial
 from pathlib import Path
@@ -22,7 +21,7 @@ import numpy.typing as npt
 
 from flashelmo.engine.arrays import Array, Float32
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.files import temporary_folder
+from flashelmo.engine.files import cache_folder, temporary_folder
 from flashelmo.engine.forks import is_forked
 from flashelmo.engine.processor import cpu_flags
 from flashelmo.engine.threads import Background
@@ -142,10 +141,10 @@ def compiled(flags: Sequence[str]) -> ctypes.CDLL:
 
 def _folders() -> Iterator[Path]:
     """Yield folders for the library: the user's cache; then, if that is not writable, a temporary folder."""
-    with suppress(RuntimeError):  # no home folder
-        yield Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flashelmo"
-    with tempfile.TemporaryDirectory(prefix="flashelmo-") as folder:
-        yield Path(folder)
+    if (folder := cache_folder()) is not None:
+        yield folder
+    with tempfile.TemporaryDirectory(prefix="flashelmo-") as temporary:
+        yield Path(temporary)
 
 
 def _loaded(path: Path, command: Sequence[str]) -> ctypes.CDLL:
