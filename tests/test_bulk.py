@@ -715,6 +715,18 @@ def test_commands(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
         (["out", "--report", "absent/r.json"], "--report: expected a file name in an existing folder"),
         (["out", "--report", "./out"], "--report: out: is the output, or a file of it"),
         (["out", "--report", "out/run.json"], "--report: out/run.json: is the output, or a file of it"),
+        *(
+            (["out", "--report", f"out/{name}"], f"--report: out/{name}: is the output, or a file of it")
+            for name in (".lock", ".lock-1", ".run.json.tmp", ".shard-00000000.json.tmp")
+        ),
+        (["out", "--word-cache", "out"], "--word-cache: out: is the output, or a file of it"),
+        (["out", "--word-cache", "out/run.json"], "--word-cache: out/run.json: is the output, or a file of it"),
+        (["v.h5", "--word-cache", "./v.h5"], "--word-cache: v.h5: is the output, or a file of it"),
+        (
+            ["out", "--format", "seqvec", "--word-cache", "out/embeddings_file.h5"],
+            "--word-cache: out/embeddings_file.h5: is the output, or a file of it",
+        ),
+        (["out", "--word-cache", "r.json", "--report", "r.json"], "--report: r.json: is the word cache"),
         (["out", "--report", "model"], "--report: expected a file name in an existing folder, found model"),
         (
             ["out", "--report", "./text.txt"],

@@ -55,7 +55,12 @@ def _names(folder: Path) -> set[str]:
     """Return the names in the folder, except locks and leftovers of killed runs."""
     if not folder.is_dir():
         return set()
-    return {name for name in os.listdir(folder) if not name.startswith(".lock") and not TEMPORARY.fullmatch(name)}
+    return {name for name in os.listdir(folder) if OURS.fullmatch(name) or not is_ours(name)}
+
+
+def is_ours(name: str) -> bool:
+    """Whether a name in a folder of shards is that of something which a run writes, locks or removes."""
+    return name.startswith(".lock") or any(pattern.fullmatch(name) for pattern in (OURS, TEMPORARY))
 
 
 def clear(folder: Path) -> None:

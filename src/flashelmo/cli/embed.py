@@ -44,6 +44,7 @@ from flashelmo.cli.bulk import (
     ShardRecords,
     Tokenizer,
     Workers,
+    check_beside,
     embed_to_folder,
     is_folder,
 )
@@ -152,6 +153,10 @@ def embed(
     }
     into_seqvec = format == "seqvec"
     into_shards = not into_seqvec and is_folder(output, format)
+    if word_cache is not None:
+        check_beside("--word-cache", word_cache, output, all_in_it=into_seqvec)
+        if report is not None:
+            check_beside("--report", report, word_cache, what="the word cache")
     if use_sentence_keys and (into_seqvec or into_shards):
         raise FlashElmoError("--use-sentence-keys: requires a single file as output; folders keep the records' own ids")
     if not into_shards:
