@@ -28,11 +28,11 @@ from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.tables import print_rows
 from flashelmo.benchmarks.tasks import DATA, judged_sentences
 from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.training.corpus import read_vocabulary as words_of
 
 HELDOUT = "heldout.txt"
 VOCABULARY_FILE = "vocab.txt"  # of a model's softmax
-SPECIAL = ("<S>", "</S>", "<UNK>")  # its first words
-BEGIN, END, UNKNOWN = range(3)
+BEGIN, END, UNKNOWN = range(3)  # its first rows
 ONE_IN = 100  # lines is held out
 SHORTEST = 5  # words of a sentence to look for inside lines
 
@@ -128,18 +128,8 @@ def sentences_of(paths: Iterable[Path]) -> Iterator[list[str]]:
 
 
 def read_vocabulary(path: Path) -> dict[str, int]:
-    """Return each word's row in a file of one word per line, as models' vocabularies are.
-
-    Raises:
-        FlashElmoError: it does not begin with <S>, </S> and <UNK>, or repeats a word.
-    """
-    words = [line.strip() for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
-    if tuple(words[:3]) != SPECIAL:
-        raise FlashElmoError(f"{path}: expected {', '.join(SPECIAL)} in the first lines, found {words[:3]}")
-    rows = {word: row for row, word in enumerate(words)}
-    if len(rows) < len(words):
-        raise FlashElmoError(f"{path}: expected every word once, found {len(words) - len(rows)} twice")
-    return rows
+    """Return each word's row in a model's vocabulary: see `engine.training.corpus.read_vocabulary`."""
+    return {word: row for row, word in enumerate(words_of(path))}
 
 
 def _written(path: Path, lines: Sequence[str], note: str) -> Row:

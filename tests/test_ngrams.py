@@ -116,7 +116,7 @@ def test_every_word_and_the_end_are_predicted(tmp_path: Path) -> None:
 
 def test_other_vocabularies_get_one_line(tmp_path: Path) -> None:
     path = tmp_path / "vocab.txt"
-    for text, line in (("a\nb\n", "expected <S>, </S>, <UNK> in the first"), ("<S>\n</S>\n<UNK>\na\na\n", "1 twice")):
+    for text, line in (("a\nb\n", "line 1: expected <S>"), ("<S>\n</S>\n<UNK>\na\na\n", "'a' twice")):
         path.write_text(text, "utf-8")
         with pytest.raises(FlashElmoError, match=line):
             read_vocabulary(path)
