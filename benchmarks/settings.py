@@ -22,7 +22,7 @@ class Settings:
     out: Path | None = _is(None, "JSON file or folder to write the results to")
     sections: tuple[str, ...] = _is((), "what to measure", "--only")
     models: tuple[str, ...] = _is(
-        ("original", "small"), "presets with random weights, tiny, which comes with flashelmo, or paths of models"
+        ("original", "small"), "presets, with random weights; tiny, which comes with flashelmo; or paths of models"
     )
     contestants: tuple[str, ...] = _is((), "who takes part beside the reference")
     precisions: tuple[str, ...] = _is((), "which precisions take part, the most important first")

@@ -129,8 +129,6 @@ def _embed_with_others(corpus: Corpus, how: dict[str, Any], quiet: bool, n: int,
     from flashelmo.engine.bulk.on_ray import embed_on_ray
     from flashelmo.engine.bulk.workers import embed_with_workers
 
-    if how["num_shards"] > 1:
-        raise FlashElmoError("--num-shards: not allowed with --workers or --ray, which deal out the shards themselves")
     corpus = replace(corpus, model=model_path("model", corpus.model))
     how = {name: how[name] for name in ("resume", "overwrite")}
     if ray is not None:

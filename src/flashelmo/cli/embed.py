@@ -193,9 +193,15 @@ def embed(
         options=settings,
     )
     if into_shards:
-        if workers is None and ray is None and (shard_id is None) != (num_shards is None):
-            missing, there = ("--shard-id", "--num-shards") if shard_id is None else ("--num-shards", "--shard-id")
-            raise FlashElmoError(f"{missing}: required with {there}")
+        of_array = {"--num-shards": num_shards, "--shard-id": shard_id}
+        there = [name for name, value in of_array.items() if value is not None]
+        if there and (workers is not None or ray is not None):
+            raise FlashElmoError(
+                f"{there[0]}: not allowed with --workers or --ray, which deal out the shards themselves"
+            )
+        if len(there) == 1:
+            (missing,) = of_array.keys() - there
+            raise FlashElmoError(f"{missing}: required with {there[0]}")
         how = {
             "resume": resume,
             "overwrite": overwrite,
