@@ -36,14 +36,15 @@ class Statistics:
 
     Attributes:
         sentences, tokens: of the input.
-        distinct_words: word vectors computed; words found in the cache are not counted.
+        words_computed: word vectors computed: those of distinct words that are in no cache. Several processes, which
+            share none, may each compute a word's.
         steps: LSTM steps (of both directions, for one layer) that were run.
         steps_saved: steps that sentence-by-sentence runs would have needed beyond those.
     """
 
     sentences: int = 0
     tokens: int = 0
-    distinct_words: int = 0
+    words_computed: int = 0
     steps: int = 0
     steps_saved: int = 0
 
@@ -63,7 +64,7 @@ class Statistics:
         alone = 2 * (n_tokens + n_run * (1 + keep_boundaries))
         self.sentences += len(window)
         self.tokens += n_tokens
-        self.distinct_words += n_new
+        self.words_computed += n_new
         self.steps += schedule.n_nodes
         self.steps_saved += max(0, alone - schedule.n_nodes)
 

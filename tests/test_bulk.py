@@ -675,7 +675,7 @@ def test_commands(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     command = ["embed", "text.txt", "out", "--model", "model", "--shard-records", "7"]
     assert main([*command, "--report", "report.json", "--layers", "top"]) == 0
     said = capfd.readouterr().err
-    assert f"24 records, {len(TEXT.split())} tokens, 10 distinct words\n" in said and "saved by sharing" in said
+    assert f"24 records, {len(TEXT.split())} tokens, 10 words computed\n" in said and "saved by sharing" in said
     assert "computing" in said and "out: 4 shards written" in said
     assert json.loads((here / "report.json").read_text())["records"] == 24
     assert main(["verify", "out"]) == 0 and capfd.readouterr().out == "out: whole, 24 records\n"

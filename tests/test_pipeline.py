@@ -215,12 +215,12 @@ def test_statistics_count_what_sharing_saved() -> None:
     embedder = ElmoEmbedder(MODELS["skip"])
     embedder.embed_batch([["a", "b"], ["a", "b"], ["a", "c"], []])
     assert (embedder.statistics.sentences, embedder.statistics.tokens) == (4, 6)
-    assert embedder.statistics.distinct_words == 5  # a, b, c and the two boundaries
+    assert embedder.statistics.words_computed == 5  # a, b, c and the two boundaries
     # forward: <S>, a, b, c; backward: </S>, b a, c a
     assert embedder.statistics.steps == 4 + 5
     assert embedder.statistics.steps_saved == 2 * 3 * 3 - 9
     embedder.embed_batch([["a", "b"]])
-    assert embedder.statistics.distinct_words == 5
+    assert embedder.statistics.words_computed == 5
 
 
 def test_progress_ends_at_the_whole(sentences: list[list[str]]) -> None:
@@ -236,7 +236,7 @@ def test_progress_counts_new_words(monkeypatch: pytest.MonkeyPatch) -> None:
     shares: list[float] = []
     for _, sentences in embedder.embed_windows(windows[:1], shares.append):
         list(sentences)
-    n_words, n_steps = embedder.statistics.distinct_words, 2 * embedder.statistics.steps
+    n_words, n_steps = embedder.statistics.words_computed, 2 * embedder.statistics.steps
     again: list[float] = []
     for _, sentences in embedder.embed_windows(windows[1:], again.append):
         list(sentences)

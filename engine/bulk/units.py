@@ -266,7 +266,7 @@ class EmbedUnit:
 
 
 # What is reported of a unit: its shard, whether it was already finished, and what was done for it.
-DONE = ("shard", "kept", "records", "skipped", "tokens", "distinct_words", "steps", "steps_saved", "bytes_written")
+DONE = ("shard", "kept", "records", "skipped", "tokens", "words_computed", "steps", "steps_saved", "bytes_written")
 
 
 @contextmanager

@@ -147,7 +147,7 @@ def _print_summary(done: Report, target: Path, computed: str) -> None:
     busy = ", ".join(f"{stage} {seconds / max(done.seconds, 1e-9):.0%}" for stage, seconds in done.busy.items())
     say(
         f"{counted(done.records, 'record')}, {counted(done.tokens, 'token')}, "
-        f"{counted(done.distinct_words, 'distinct word')}"
+        f"{counted(done.words_computed, 'word')} computed"
         + rest_of_summary(done, computed)
         + f"at work: {busy}; the bottleneck is {done.bottleneck}\n{written}"
     )
