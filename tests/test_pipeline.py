@@ -1,6 +1,7 @@
 """Every runtime against the reference, and the invariances of the schedule."""
 
 import threading
+import time
 import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -264,6 +265,26 @@ def test_an_interrupted_window_leaves_the_embedder_whole(
         next(embedder.embed_windows([Window.from_sentences(sentences)], interrupt))
     assert max(shares) < 1
     assert_close(embedder.embed_batch(sentences), expected, tolerance("fp32"))
+
+
+@pytest.mark.parametrize("kind", [ValueError, InterruptedError])
+@pytest.mark.parametrize("backward", [True, False])
+def test_what_either_direction_raises_comes_without_how_the_other_was_stopped(
+    kind: type[Exception], backward: bool, sentences: list[list[str]]
+) -> None:
+    error = kind("of the progress bar")
+    caller = threading.current_thread()
+    embedder = ElmoEmbedder(MODELS["skip"], threads=2)
+    embedder.embed_batch(sentences)  # no words are left to be computed
+
+    def fail(share: float) -> None:
+        if (threading.current_thread() is not caller) is backward:
+            raise error
+        time.sleep(0.02)  # the other comes first
+
+    with pytest.raises(kind) as caught:
+        next(embedder.embed_windows([Window.from_sentences(sentences)], fail))
+    assert caught.value is error and caught.value.__context__ is None
 
 
 def test_embedding_streams() -> None:
