@@ -26,6 +26,7 @@ Item = TypeVar("Item")
 OnProgress: TypeAlias = Callable[[float], None]
 Stream: TypeAlias = Iterator[tuple[Window, Iterator[Any]]]
 
+CLOSED = "embedder: expected an open one, found one that was closed"
 MAX_THREADS = 4  # planning threads; one plans millions of tokens a second
 PLAN_INLINE_TOKENS = 1 << 12  # smaller windows are planned at once: handing them to a thread takes longer
 
@@ -115,13 +116,13 @@ class ClosedPipeline:
 
     def reset_state(self) -> None:
         """Raise FlashElmoError."""
-        raise FlashElmoError("embedder: expected an open one, found one that was closed")
+        raise FlashElmoError(CLOSED)
 
     def stream(
         self, windows: Iterable[Window], output: Output, on_progress: OnProgress, *, as_numpy: bool = True
     ) -> Stream:
         """Raise FlashElmoError."""
-        raise FlashElmoError("embedder: expected an open one, found one that was closed")
+        raise FlashElmoError(CLOSED)
 
 
 class PipelineInfo(NamedTuple):
