@@ -286,9 +286,9 @@ def test_vocabularies_need_their_special_words(text_file: Path, tmp_path: Path) 
     task = Task([text_file], tmp_path / "model", CONFIG, vocabulary=vocabulary)
     with pytest.raises(FlashElmoError, match=r"vocab\.txt: line 3: expected <UNK>, which stands nowhere, found 'the'"):
         train(task, SETTINGS)
-    for choice in ({"max_words": 5}, {"min_count": 2}):
+    for choosing in (replace(SETTINGS, max_words=5), replace(SETTINGS, min_count=2)):
         with pytest.raises(FlashElmoError, match=r"^vocabulary: expected one, or min_count and max_words to choose"):
-            train(task, replace(SETTINGS, **choice))
+            train(task, choosing)
     vocabulary.write_text("<S>\n</S>\n<UNK>\nthe\nthe\n", encoding="utf-8")
     with pytest.raises(FlashElmoError, match="expected every word once, found 'the' twice"):
         train(task, SETTINGS)
