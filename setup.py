@@ -31,7 +31,7 @@ OPENVINO = ["openvino>=2024.6", *ONNX]
 TORCH = ["torch>=2.4"]
 TRITON = ["triton>=3.6,<3.10 ; sys_platform == 'linux'"]  # `kernels.compiled.KNOWN`
 BULK = ["fsspec>=2023.1", "sacremoses>=0.1.1"]  # remote paths, the Moses tokenizer
-DOWNLOAD = ["filelock>=3.12", "platformdirs>=4", "pooch>=1.8", "requests>=2.31"]
+DOWNLOAD = ["filelock>=3.12", "pooch>=1.8", "requests>=2.31"]
 HUB = ["huggingface_hub>=0.23"]
 RAY = ["ray[data,serve]>=2.51"]  # from it on a data set takes `compute=ActorPoolStrategy`
 CLIENT = ["httpx>=0.27", "tenacity>=8.2"]

@@ -22,6 +22,7 @@ from flashelmo.engine.model.checkpoints import load_model
 from flashelmo.engine.model.checkpoints.native import write_native
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.initialize import PRESETS, random_model
+from flashelmo.engine.model.named.locate import TINY
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.precision import Backend
 from flashelmo.engine.text.windows import read_windows
@@ -263,8 +264,9 @@ class Subject:
 
 
 def load(name: str, seed: int) -> ElmoModel:
-    """Return a model from a path, or a random one of a preset."""
-    return random_model(name, seed) if name in PRESETS and not Path(name).exists() else load_model(Path(name))
+    """Return a model from a path, "tiny", which comes with the package, or a random one of another preset."""
+    is_random = name in PRESETS and name != TINY and not Path(name).exists()
+    return random_model(name, seed) if is_random else load_model(Path(name))
 
 
 def prepare(name: str, seed: int, folder: Path, pool: Pool) -> Subject:

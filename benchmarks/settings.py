@@ -21,7 +21,9 @@ class Settings:
 
     out: Path | None = _is(None, "JSON file or folder to write the results to")
     sections: tuple[str, ...] = _is((), "what to measure", "--only")
-    models: tuple[str, ...] = _is(("original", "small"), "presets, with random weights, or paths of models")
+    models: tuple[str, ...] = _is(
+        ("original", "small"), "presets, with random weights; tiny, which comes with flashelmo; or paths of models"
+    )
     contestants: tuple[str, ...] = _is((), "who takes part beside the reference")
     precisions: tuple[str, ...] = _is((), "which precisions take part, the most important first")
     text: Path | None = _is(None, "tokenized lines to measure with; default: a text beside the checkout, or generated")

@@ -26,6 +26,7 @@ from flashelmo.engine.model.named.locate import bundled
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.output import Layers, Mix, Output
 from flashelmo.engine.pipeline import ClosedPipeline, OnProgress, Statistics, Stream
+from flashelmo.engine.processor import int8_levels
 from flashelmo.engine.sentence_transformers import check_foreign, encode
 from flashelmo.engine.settings import Device, Options, Settings, shows_options
 from flashelmo.engine.sinks import open_sink
@@ -178,6 +179,11 @@ class ElmoEmbedder:
         Raises:
             FlashElmoError: the files are no longer there.
         """
+        more: dict[str, Any] = {}
+        if self.runtime == "cuda":
+            more = {"batch_invariant": self.settings.cuda.batch_invariant}
+        elif (self.runtime, self.precision) == ("ort", "int8"):
+            more = {"int8_levels": int8_levels()}  # another processor may round the weights to fewer bits
         return {
             "sha256": self._read_model().sha256,
             **self.config.to_dict(),
@@ -185,6 +191,7 @@ class ElmoEmbedder:
             "precision": self.precision,
             "keep_sentence_boundaries": self.settings.keep_sentence_boundaries,
             "stateful": self.settings.stateful,
+            **more,
         }
 
     def save_pretrained(

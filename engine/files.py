@@ -1,17 +1,22 @@
-"""Operations on files used everywhere: checksums, locks, waiting until they are on disk."""
+"""Operations on files used everywhere: checksums, locks, temporary names, waiting until they are on disk."""
 
 from __future__ import annotations
 
 import logging
 import os
+import re
+import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
 from flashelmo.engine.errors import FlashElmoError, first_line
 
 CHUNK_BYTES = 1 << 20
+NAME_BYTES = 100  # of a name that a temporary one begins with: it may have 255 in all
 NO_LOCKS = OSError, ImportError  # on a file system without locks, and on Windows
 
 logger = logging.getLogger("flashelmo")
@@ -28,6 +33,17 @@ def sha256_of(path: Path) -> str:
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def cache_folder() -> Path | None:
+    """Return the folder of what is kept for this user from run to run (XDG's rules); None if there is no home folder.
+
+    Nothing else than models has another one if its user wishes (`model.named.table.home`).
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "flashelmo")
+    except RuntimeError:
+        return None
 
 
 def sync(path: Path) -> None:
@@ -63,6 +79,52 @@ def lock(descriptor: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except (BlockingIOError, FileNotFoundError):
         return False
+
+
+@contextmanager
+def temporary_beside(final: Path, make: Callable[[Path], object], remove: Callable[[Path], object]) -> Iterator[Path]:
+    """Yield a file or folder beside `final` that no other run uses; it is removed at the end, as are leftovers before.
+
+    A run holds a lock on it, which ends with the process: whoever gets the lock of another's may remove it.
+    """
+    prefix = f".{os.fsencode(final.name)[:NAME_BYTES].decode('utf-8', 'ignore')}."
+    name = re.compile(re.escape(prefix) + r"[0-9a-f]{16}\.tmp")
+    for leftover in [entry for entry in final.parent.iterdir() if name.fullmatch(entry.name)]:
+        with suppress(*NO_LOCKS):  # another run's, or another run is removing it as well
+            other = _open(leftover)
+            try:
+                if lock(other, leftover):
+                    remove(leftover)
+            finally:
+                os.close(other)
+    while True:
+        temporary = final.with_name(f"{prefix}{secrets.token_hex(8)}.tmp")
+        make(temporary)
+        descriptor: int | None = None
+        try:
+            descriptor = _open(temporary)
+            if lock(descriptor, temporary):
+                break
+        except FileNotFoundError:  # another run took it for a leftover before it was locked
+            continue
+        except NO_LOCKS:  # then leftovers stay
+            break
+        os.close(descriptor)  # likewise
+    try:
+        yield temporary
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+        remove(temporary)
+
+
+def temporary_folder(final: Path, remove: Callable[[Path], object] | None = None) -> AbstractContextManager[Path]:
+    """Yield a folder as `temporary_beside` does; `remove` removes it, and others', in another way than `rmtree`."""
+    return temporary_beside(final, Path.mkdir, remove or partial(shutil.rmtree, ignore_errors=True))
+
+
+def _open(path: Path) -> int:
+    return os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
 
 
 def take_folder(folder: Path, take: Callable[[], bool]) -> None:

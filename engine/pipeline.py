@@ -26,6 +26,7 @@ Item = TypeVar("Item")
 OnProgress: TypeAlias = Callable[[float], None]
 Stream: TypeAlias = Iterator[tuple[Window, Iterator[Any]]]
 
+CLOSED = "embedder: expected an open one, found one that was closed"
 MAX_THREADS = 4  # planning threads; one plans millions of tokens a second
 PLAN_INLINE_TOKENS = 1 << 12  # smaller windows are planned at once: handing them to a thread takes longer
 
@@ -36,14 +37,15 @@ class Statistics:
 
     Attributes:
         sentences, tokens: of the input.
-        distinct_words: word vectors computed; words found in the cache are not counted.
+        words_computed: word vectors computed: those of distinct words that are in no cache. Several processes, which
+            share none, may each compute a word's.
         steps: LSTM steps (of both directions, for one layer) that were run.
         steps_saved: steps that sentence-by-sentence runs would have needed beyond those.
     """
 
     sentences: int = 0
     tokens: int = 0
-    distinct_words: int = 0
+    words_computed: int = 0
     steps: int = 0
     steps_saved: int = 0
 
@@ -63,7 +65,7 @@ class Statistics:
         alone = 2 * (n_tokens + n_run * (1 + keep_boundaries))
         self.sentences += len(window)
         self.tokens += n_tokens
-        self.distinct_words += n_new
+        self.words_computed += n_new
         self.steps += schedule.n_nodes
         self.steps_saved += max(0, alone - schedule.n_nodes)
 
@@ -114,13 +116,13 @@ class ClosedPipeline:
 
     def reset_state(self) -> None:
         """Raise FlashElmoError."""
-        raise FlashElmoError("embedder: expected an open one, found one that was closed")
+        raise FlashElmoError(CLOSED)
 
     def stream(
         self, windows: Iterable[Window], output: Output, on_progress: OnProgress, *, as_numpy: bool = True
     ) -> Stream:
         """Raise FlashElmoError."""
-        raise FlashElmoError("embedder: expected an open one, found one that was closed")
+        raise FlashElmoError(CLOSED)
 
 
 class PipelineInfo(NamedTuple):

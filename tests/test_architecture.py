@@ -38,6 +38,7 @@ WINGS = {
         "model",
         "output",
         "pipeline",
+        "processor",
         "sentence_transformers",
         "settings",
         "sinks",
@@ -48,7 +49,7 @@ WINGS = {
     "sentence_transformers": {"output", "settings", "text"},
     "neighbours": {"embedder", "output", "text"},
     "embed_file": {"model", "output", "pipeline", "sinks", "text"},
-    "bulk": {*SHARED, "allocator", "child", "embed_file", "embedder", "ray", "sinks"} - {"precision"},
+    "bulk": {*SHARED, "allocator", "child", "choice", "embed_file", "embedder", "ray", "sinks"} - {"precision"},
     "choice": {
         "cpu",
         "cuda",

@@ -18,7 +18,7 @@ from tiny_models import BILM, MODELS
 from flashelmo.benchmarks import __main__ as command
 from flashelmo.benchmarks import plots, report, roofline
 from flashelmo.benchmarks.accuracy import error_rows, layers, why_wrong
-from flashelmo.benchmarks.contestant import PROCESSOR, Clock, Contestant, Entry, Way, compete, engine, line_up
+from flashelmo.benchmarks.contestant import PROCESSOR, Clock, Contestant, Entry, Way, compete, engine, line_up, load
 from flashelmo.benchmarks.cpu import WARM, faster_lines
 from flashelmo.benchmarks.results import Results, Row, median_ratio, new_results
 from flashelmo.benchmarks.roofline import Roofline, Work, recurrent_weights, streamed_weights
@@ -38,6 +38,7 @@ from flashelmo.benchmarks.text import (
 )
 from flashelmo.benchmarks.worker import Here, Pool, Worker, WorkerError
 from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.model.named.locate import bundled
 from flashelmo.engine.model.weights import expected_shapes
 from flashelmo.engine.text.schedule import Boundaries, build_schedule
 from flashelmo.engine.text.windows import Window
@@ -173,6 +174,11 @@ def embedding(factor: float) -> Way:
 
 def fail(error: Exception) -> Way:
     raise error
+
+
+def test_tiny_is_what_it_is_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flashelmo.benchmarks.contestant.random_model", lambda name, seed: (name, seed))
+    assert load("tiny", 0).path.parent == bundled() and load("small", 3) == ("small", 3)
 
 
 def test_who_is_wrong_or_absent_is_not_timed() -> None:

@@ -271,6 +271,12 @@ def test_shards_are_of_a_size(text_file: Path, line: str, shape: tuple[int, ...]
 # ---------------------------------------------------------------------------------------------- going on, and arrays
 
 
+def without_sum(content: bytes) -> dict[str, Any]:
+    """The values of a file of JSON without their checksum, so that each has to be right by itself."""
+    values: dict[str, Any] = json.loads(content)
+    return {name: value for name, value in values.items() if name != "sha256"}
+
+
 @pytest.mark.parametrize("shard_format", ["native", "parquet"])
 def test_damage_is_found_and_mended(tmp_path: Path, run: Callable[..., Report], shard_format: str) -> None:
     out, options = tmp_path / "out", {"format": shard_format}
@@ -301,10 +307,19 @@ def test_damage_is_found_and_mended(tmp_path: Path, run: Callable[..., Report], 
         ),
         ({"shard-00000001.json": before["shard-00000002.json"]}, "shard-00000001.json: expected the entry of shard 1"),
         (
-            {"shard-00000001.json": before["shard-00000001.json"].replace(b'"tokens": 14', b'"tokens": 15')},
+            {"shard-00000001.json": before["shard-00000001.json"].replace(b'"rows": 14', b'"rows": 15')},
+            "shard-00000001.json: expected a finished shard's entry, found something else",
+        ),
+        (
+            {"shard-00000001.json": before["shard-00000001.json"].replace(b'"skipped": []', b'"skipped": ["x"]')},
+            "shard-00000001.json: expected a finished shard's entry, found something else",
+        ),
+        (
+            {"shard-00000001.json": json.dumps({**without_sum(before["shard-00000001.json"]), "tokens": 15}).encode()},
             "shard-00000001.parquet: expected 5 records of 15 tokens, found 5 of 14",
         ),
     ]
+    assert all(content != before[name] for changes, _ in damages for name, content in changes.items())
     for changes, problem in damages:
         for name, content in changes.items():
             (out / name).unlink() if content is None else (out / name).write_bytes(content)
@@ -321,10 +336,12 @@ def test_who_reads_a_damaged_file_names_it(tmp_path: Path, run: Callable[..., Re
     run(**options)
     out = tmp_path / "out"
     before = contents(out)
-    entry, begun = (json.loads(before[name]) for name in ("shard-00000001.json", "run.json"))
+    entry, begun = (without_sum(before[name]) for name in ("shard-00000001.json", "run.json"))
     without = [{key: entry[key] for key in entry if key != absent} for absent in entry]
     entries = [*({**entry, key: None} for key in entry), *without, {**entry, "records": -1}, {**entry, "tokens": "14"}]
     damages = [("shard-00000001.json", json.dumps(each).encode()) for each in entries]
+    damages.append(("shard-00000001.json", before["shard-00000001.json"].replace(b'"line": 6', b'"line": 7')))
+    damages.append(("run.json", before["run.json"].replace(b'"ort"', b'"orr"')))
     for rows in ({"shape": [None]}, {"shape": "x"}, {"shape": [-8]}, {"dtype": "x"}):
         damages.append(("run.json", json.dumps({**begun, "rows": {**begun["rows"], **rows}}).encode()))
     for name in set(before) - {"run.json"}:
@@ -463,12 +480,15 @@ def test_what_is_there_is_not_overwritten_by_mistake(tmp_path: Path, run: Callab
             run(**arguments)
 
 
-def test_a_fingerprint_tells_models_apart(tmp_path: Path) -> None:
+def test_a_fingerprint_tells_models_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_native(MODELS["skip"], tmp_path / "model")
     loaded = ElmoEmbedder.load(tmp_path / "model", device="cpu").fingerprint()
     assert loaded == ElmoEmbedder(MODELS["skip"], device="cpu").fingerprint()
     others = [ElmoEmbedder(MODELS[name], device="cpu").fingerprint() for name in ("no projection", "manylangs")]
     assert len({each["sha256"] for each in (loaded, *others)}) == 3
+    in_8_bits = ElmoEmbedder(MODELS["skip"], device="cpu", runtime="ort", precision="int8")
+    monkeypatch.setattr("flashelmo.engine.embedder.int8_levels", lambda: 63)  # of a processor without VNNI
+    assert in_8_bits.fingerprint()["int8_levels"] == 63
 
 
 # ------------------------------------------------------------------------------------------------ disks and inputs fail
@@ -670,7 +690,7 @@ def test_commands(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     command = ["embed", "text.txt", "out", "--model", "model", "--shard-records", "7"]
     assert main([*command, "--report", "report.json", "--layers", "top"]) == 0
     said = capfd.readouterr().err
-    assert f"24 records, {len(TEXT.split())} tokens, 10 distinct words\n" in said and "saved by sharing" in said
+    assert f"24 records, {len(TEXT.split())} tokens, 10 words computed\n" in said and "saved by sharing" in said
     assert "computing" in said and "out: 4 shards written" in said
     assert json.loads((here / "report.json").read_text())["records"] == 24
     assert main(["verify", "out"]) == 0 and capfd.readouterr().out == "out: whole, 24 records\n"
@@ -710,6 +730,18 @@ def test_commands(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
         (["out", "--report", "absent/r.json"], "--report: expected a file name in an existing folder"),
         (["out", "--report", "./out"], "--report: out: is the output, or a file of it"),
         (["out", "--report", "out/run.json"], "--report: out/run.json: is the output, or a file of it"),
+        *(
+            (["out", "--report", f"out/{name}"], f"--report: out/{name}: is the output, or a file of it")
+            for name in (".lock", ".lock-1", ".run.json.tmp", ".shard-00000000.json.tmp")
+        ),
+        (["out", "--word-cache", "out"], "--word-cache: out: is the output, or a file of it"),
+        (["out", "--word-cache", "out/run.json"], "--word-cache: out/run.json: is the output, or a file of it"),
+        (["v.h5", "--word-cache", "./v.h5"], "--word-cache: v.h5: is the output, or a file of it"),
+        (
+            ["out", "--format", "seqvec", "--word-cache", "out/embeddings_file.h5"],
+            "--word-cache: out/embeddings_file.h5: is the output, or a file of it",
+        ),
+        (["out", "--word-cache", "r.json", "--report", "r.json"], "--report: r.json: is the word cache"),
         (["out", "--report", "model"], "--report: expected a file name in an existing folder, found model"),
         (
             ["out", "--report", "./text.txt"],

@@ -116,6 +116,26 @@ def test_nothing_is_removed_where_the_new_run_could_not_begin(
     assert contents(corpus.folder) == before
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--threads 0", "threads: expected 1 to"),
+        ("--window-tokens 0", "window_tokens: expected 1 or more, found 0"),
+        ("--shard-records 0", "shard_records: expected 1 or more, found 0"),
+        ("--stateful", "stateful: expected an embedder that carries no state"),
+        ("--precision fp16", "precision 'fp16': expected one of"),
+        ("--shard-id 0", "--shard-id: not allowed with --workers or --ray"),
+        ("--num-shards 1 --shard-id 0", "--num-shards: not allowed with --workers or --ray"),
+    ],
+)
+def test_what_no_process_could_do_creates_no_folder(
+    corpus: Corpus, capfd: pytest.CaptureFixture[str], arguments: str, message: str
+) -> None:
+    command = ["embed", corpus.input, str(corpus.folder), "--model", str(corpus.model), "--workers", "2"]
+    assert main([*command, *arguments.split()]) == 1
+    assert capfd.readouterr().err.startswith(f"flashelmo: {message}") and not corpus.folder.exists()
+
+
 def test_what_differs_on_resume_is_named(corpus: Corpus) -> None:
     plan = make_plan(corpus)
     EmbedUnit(plan.corpus)(batch(list(plan.units)))

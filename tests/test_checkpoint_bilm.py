@@ -282,8 +282,9 @@ def test_vocabularies(word_folder):
     (word_folder / "vocab.txt.gz").unlink()
     plain.write_text(lines.replace("the\n", "!!!MAXTERMID\nthe\n"))  # a line that bilm-tf does not count
     assert load_model(word_folder).lexicon == WORDS
-    plain.write_text(lines, encoding="utf-8-sig")
-    assert load_model(word_folder).lexicon == WORDS
+    for text in (f"{lines}\n", f"{lines} \n\n", lines.replace("\n", "\r")):
+        plain.write_text(text, encoding="utf-8-sig", newline="")
+        assert load_model(word_folder).lexicon == WORDS
     plain.write_text(lines.replace("<UNK>", "<unk>"))
     fails(word_folder, r"vocab\.txt: expected the word <UNK>")
     plain.write_bytes(lines.encode().replace(b"cat", b"\xff\xfe"))

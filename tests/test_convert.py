@@ -89,6 +89,41 @@ def test_what_fails_half_way_leaves_nothing(
     assert [path.name for path in tmp_path.iterdir()] == (["model"] if overwrite else [])
 
 
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[3])
+from tiny_models import MODELS
+from flashelmo.engine.model.checkpoints import files
+from flashelmo.engine.model.checkpoints.native import write_native
+rename = Path.rename
+def killed(source, target):
+    if source.name == "new" and sys.argv[2] == "before":
+        os.kill(os.getpid(), signal.SIGKILL)
+    rename(source, target)
+    if source.name == "new":
+        os.kill(os.getpid(), signal.SIGKILL)
+Path.rename = killed
+write_native(MODELS["no skip"], sys.argv[1], overwrite=True)
+"""
+
+
+@pytest.mark.parametrize("moment", ["before", "behind"])
+def test_what_killed_runs_left_is_removed_or_put_back(moment: str, tmp_path: Path) -> None:
+    """Killed just before or behind the moment at which the new folder takes the name of the one that it replaces."""
+    write_native(MODELS["skip"], tmp_path / "model")
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "model"), moment, str(Path(__file__).parent)]
+    assert subprocess.run(command, capture_output=True, timeout=60).returncode == -signal.SIGKILL
+    (tmp_path / ".model.mine").mkdir()
+    assert len(list(tmp_path.iterdir())) == (2 if moment == "before" else 3)
+    with pytest.raises(FlashElmoError, match="model: exists already"):
+        write_native(MODELS["no projection"], tmp_path / "model")
+    write_native(MODELS["no projection"], tmp_path / "other")
+    assert load_model(tmp_path / "model").config == MODELS["skip" if moment == "before" else "no skip"].config
+    write_native(MODELS["no projection"], tmp_path / "model", overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".model.mine", "model", "other"]
+
+
 FULL_DISK = """
 import resource, sys
 sys.path.insert(0, sys.argv[3])

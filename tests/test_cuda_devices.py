@@ -56,7 +56,7 @@ def test_vectors_are_those_of_the_reference(pool: DevicePool, windows: list[Wind
     assert_close([array for _, results in pairs for array in results], expected_of(windows, output))
     assert pool.precision == "fp32"
     assert pool.statistics.sentences == 17
-    assert 0 < pool.statistics.distinct_words < 2 * pool.statistics.tokens
+    assert 0 < pool.statistics.words_computed < 2 * pool.statistics.tokens
 
 
 def test_work_of_a_process_that_is_killed_is_done_again(

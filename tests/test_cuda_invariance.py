@@ -1,9 +1,10 @@
 """Batch invariance: where it is asked for, a sentence's bits on a card do not depend on what is embedded with it."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,11 +14,13 @@ import torch
 
 pytest.importorskip("triton")
 
-from cuda_runs import AHEAD, DEVICE, on_cuda
+from cuda_runs import AHEAD, DEVICE, ONE_LAYER, on_cuda
 from kernel_lstm import FLOATS, random_layer
 from tiny_models import BILM, random_model
 
+from flashelmo.cli import main
 from flashelmo.engine.embedder import ElmoEmbedder
+from flashelmo.engine.model.checkpoints.native import write_native
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.settings import CudaSettings
 from flashelmo.kernels import linear as linear_module
@@ -87,6 +90,18 @@ def test_a_sentence_has_its_own_bits_in_any_company(precision: str, n: int, shar
     embedder = on_cuda(model(), precision=precision, cuda=INVARIANT, share=share)
     for sentences in (company(n), company(n), [SENTENCE]) if DEVICE == "cuda" or precision == "fp32" else (company(n),):
         assert of_sentence(sentences, embedder.embed_batch(sentences)) == {alone(precision)}
+
+
+def test_a_folder_of_shards_is_not_resumed_with_other_bits(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], succeed: Callable[..., str]
+) -> None:
+    write_native(ONE_LAYER, tmp_path / "model")
+    (tmp_path / "text").write_text("\n")
+    command = ["embed", f"{tmp_path}/text", f"{tmp_path}/out", "--model", f"{tmp_path}/model", "--device", DEVICE]
+    succeed(*command, "--batch-invariant")
+    assert succeed(*command, "--batch-invariant", "--resume").endswith("1 finished before\n")
+    assert main([*command, "--resume"]) == 1
+    assert "model.batch_invariant: expected true, with which this output was begun, " in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def test_a_graph_starts_from_the_state_of_its_moment() -> None:
     assert all(np.abs(a[0][1:] - b[0][1:]).max() > 1e-4 for a, b in pairwise(found))
     ours.reset_state()
     assert_close(ours.embed_batch(batch), found[0])
-    assert ours.statistics.distinct_words == 5  # a reset leaves the words where they are
+    assert ours.statistics.words_computed == 5  # a reset leaves the words where they are
 
 
 def test_the_state_grows_with_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -247,5 +247,5 @@ def test_distinct_words_are_those_that_the_cpu_counts(text: list[list[str]]) -> 
     for batch in ([line[:3] for line in text[:6]], [["<S>", "cat"]], [line[1:4] for line in text[:6]]):
         for embedder in embedders:
             embedder.embed_batch(batch)
-    counts = [embedder.statistics.distinct_words for embedder in embedders]
+    counts = [embedder.statistics.words_computed for embedder in embedders]
     assert counts[0] == counts[1] > 10

@@ -45,7 +45,7 @@ def test_summary_counts_this_file_alone(tmp_path: Path) -> None:
     first, second = summaries
     assert first.sentences == second.sentences and first.steps == second.steps > 0
     assert first.steps_saved == second.steps_saved > 0  # the text repeats
-    assert first.distinct_words > 0 and second.distinct_words == 0  # all cached
+    assert first.words_computed > 0 and second.words_computed == 0  # all cached
 
 
 def test_progress_grows_to_the_end(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ pytest.importorskip("triton")
 
 from kernel_lstm import RandomLayer, random_layer
 
+from flashelmo.engine.files import cache_folder
 from flashelmo.engine.precision import PRECISIONS
 from flashelmo.kernels.launch import Launch
 from flashelmo.kernels.lstm import fused, hoisted, layer, proven
@@ -86,7 +87,7 @@ def install(monkeypatch: pytest.MonkeyPatch, kind: str = "right") -> MadeUp:
 
 
 def run_of(made: RandomLayer, bound: float | None = BOUND, skip: bool = False) -> LayerRun:
-    weights = pack_lstm(made.canonical, device=made.device, bound=bound)
+    weights = pack_lstm(made.canonical, device=made.device, bound=bound, cache=cache_folder())
     return LayerRun(weights, new_tensors(weights, made.nodes, made.x, skip=skip), made.nodes)
 
 
@@ -180,7 +181,7 @@ def test_vectors_are_those_of_the_portable_kernels_where_it_is_wrong(
     made = random_layer(device)
 
     def outputs(bound: float | None) -> torch.Tensor:
-        weights = pack_lstm(made.canonical, device=device, bound=bound)
+        weights = pack_lstm(made.canonical, device=device, bound=bound, cache=cache_folder())
         hidden, _ = lstm_layer(weights, made.nodes, made.x)
         return torch.cat([hidden[d, starts[1] : starts[-1]] for d, starts in enumerate(made.nodes.depths)])
 

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from hashlib import sha256
@@ -241,6 +240,23 @@ def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("FLASHELMO_HOME", "~/mine")
     assert table.home() == tmp_path / "mine"
+    monkeypatch.setenv("FLASHELMO_HOME", "s3://bucket/models")
+    with pytest.raises(FlashElmoError, match=r"^FLASHELMO_HOME: expected a path on this machine"):
+        table.home()
+
+
+def test_a_user_without_a_home_folder(
+    listed: NamedModel, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("FLASHELMO_HOME", "HF_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    assert main(["download", "little"]) == 1
+    expected = "flashelmo: FLASHELMO_HOME: expected the folder of downloaded models, as this user has no home folder\n"
+    assert capfd.readouterr().err == expected
 
 
 def test_the_commands(listed: NamedModel, home: Path, succeed: Run, capfd: pytest.CaptureFixture[str]) -> None:
@@ -260,14 +276,6 @@ def test_the_commands(listed: NamedModel, home: Path, succeed: Run, capfd: pytes
     assert capfd.readouterr().err.startswith(
         "flashelmo: huge: no model's name; there are tiny, small, medium, original, "
     )
-
-
-def test_names_are_listed_without_what_downloads_need(succeed: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "platformdirs", None)
-    for name in ("FLASHELMO_HOME", "HF_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    listing = succeed("models")
-    assert "\nmedium " in listing and "here: downloaded, which needs pip install 'flashelmo[download]';" in listing
 
 
 def test_a_command_takes_a_name(

@@ -1,6 +1,7 @@
 """Every runtime against the reference, and the invariances of the schedule."""
 
 import threading
+import time
 import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -215,12 +216,12 @@ def test_statistics_count_what_sharing_saved() -> None:
     embedder = ElmoEmbedder(MODELS["skip"])
     embedder.embed_batch([["a", "b"], ["a", "b"], ["a", "c"], []])
     assert (embedder.statistics.sentences, embedder.statistics.tokens) == (4, 6)
-    assert embedder.statistics.distinct_words == 5  # a, b, c and the two boundaries
+    assert embedder.statistics.words_computed == 5  # a, b, c and the two boundaries
     # forward: <S>, a, b, c; backward: </S>, b a, c a
     assert embedder.statistics.steps == 4 + 5
     assert embedder.statistics.steps_saved == 2 * 3 * 3 - 9
     embedder.embed_batch([["a", "b"]])
-    assert embedder.statistics.distinct_words == 5
+    assert embedder.statistics.words_computed == 5
 
 
 def test_progress_ends_at_the_whole(sentences: list[list[str]]) -> None:
@@ -236,7 +237,7 @@ def test_progress_counts_new_words(monkeypatch: pytest.MonkeyPatch) -> None:
     shares: list[float] = []
     for _, sentences in embedder.embed_windows(windows[:1], shares.append):
         list(sentences)
-    n_words, n_steps = embedder.statistics.distinct_words, 2 * embedder.statistics.steps
+    n_words, n_steps = embedder.statistics.words_computed, 2 * embedder.statistics.steps
     again: list[float] = []
     for _, sentences in embedder.embed_windows(windows[1:], again.append):
         list(sentences)
@@ -264,6 +265,26 @@ def test_an_interrupted_window_leaves_the_embedder_whole(
         next(embedder.embed_windows([Window.from_sentences(sentences)], interrupt))
     assert max(shares) < 1
     assert_close(embedder.embed_batch(sentences), expected, tolerance("fp32"))
+
+
+@pytest.mark.parametrize("kind", [ValueError, InterruptedError])
+@pytest.mark.parametrize("backward", [True, False])
+def test_what_either_direction_raises_comes_without_how_the_other_was_stopped(
+    kind: type[Exception], backward: bool, sentences: list[list[str]]
+) -> None:
+    error = kind("of the progress bar")
+    caller = threading.current_thread()
+    embedder = ElmoEmbedder(MODELS["skip"], threads=2)
+    embedder.embed_batch(sentences)  # no words are left to be computed
+
+    def fail(share: float) -> None:
+        if (threading.current_thread() is not caller) is backward:
+            raise error
+        time.sleep(0.02)  # the other comes first
+
+    with pytest.raises(kind) as caught:
+        next(embedder.embed_windows([Window.from_sentences(sentences)], fail))
+    assert caught.value is error and caught.value.__context__ is None
 
 
 def test_embedding_streams() -> None:

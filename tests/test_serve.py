@@ -6,6 +6,7 @@ import io
 import json
 import pickle
 import re
+import tracemalloc
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,17 +18,19 @@ import pytest
 pytest.importorskip("fastapi", reason="the extra [serve] is not installed")
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from safetensors.numpy import load
 from serving import TEXTS, Server, asynchronous, bits, served, tiny_embedder
 from tiny_models import MODELS
 
 from flashelmo import Client, ElmoEmbedder, FlashElmoError
 from flashelmo.engine.model.checkpoints.native import write_native
+from flashelmo.engine.output import Output
 from flashelmo.serve import guard
-from flashelmo.serve.formats import STREAMED_BYTES, response_of
+from flashelmo.serve.formats import STREAMED_BYTES, response_of, vectors_response
 from flashelmo.serve.limits import Limits, Load
 from flashelmo.serve.metrics import Metrics
-from flashelmo.serve.service import ServiceSettings
+from flashelmo.serve.service import Answer, ServiceSettings
 
 TOKENS = [text.split() for text in TEXTS]
 SAFETENSORS, NUMPY = "application/x-safetensors", "application/x-npz"
@@ -133,6 +136,42 @@ def test_large_answers_are_streamed(server: Server, embedder: ElmoEmbedder) -> N
         arrays = load(answer.content)
         assert bits([arrays["values"]]) == bits([np.concatenate([values] * n)])
         assert arrays["offsets"].tolist() == [*range(0, 1500 * n + 1, 1500), 1500 * n]
+
+
+@pytest.mark.parametrize(("media_type", "times"), [(NUMPY, 1.3), (ARROW, 0.4), (SAFETENSORS, 0.4)])
+def test_vectors_are_not_held_several_times(media_type: str, times: float) -> None:
+    """While an answer is made, of what Python and NumPy hold beside the vectors themselves."""
+    vectors = [np.arange(b, b + 307200, dtype=np.float32).reshape(3, 100, 1024) for b in range(24)]
+    answer = Answer([["cat"] * 100] * 24, vectors, Output())
+    body: list[bytes] = []
+
+    async def receive() -> Any:
+        await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        if not tracemalloc.is_tracing():
+            body.append(message.get("body", b""))
+
+    async def sent() -> None:
+        await vectors_response(media_type, answer, 1024)({"type": "http"}, receive, send)
+
+    tracemalloc.start()
+    asyncio.run(sent())
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < times * sum(each.nbytes for each in vectors)
+
+    asyncio.run(sent())
+    file = io.BytesIO(b"".join(body))
+    if media_type == ARROW:
+        table = pa.ipc.open_stream(file).read_all()
+        assert table["tokens"].to_pylist() == answer.sentences
+        values = pc.list_flatten(pc.list_flatten(pc.list_flatten(table["vectors"]))).to_numpy()
+    else:
+        values = load(file.read())["values"] if media_type == SAFETENSORS else np.load(file)["values"]
+    assert bits([values.reshape(-1)]) == bits(
+        [np.concatenate([each.transpose(1, 0, 2).reshape(-1) for each in vectors])]
+    )
 
 
 @asynchronous

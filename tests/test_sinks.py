@@ -269,6 +269,7 @@ def test_paths_that_cannot_be_written(tmp_path: Path) -> None:
             write(path, overwrite=True)
     with pytest.raises(FlashElmoError, match=f"cannot write: {os.strerror(errno.ENAMETOOLONG)}"):
         write(tmp_path / ("e" * 300 + ".h5"))
+    write(tmp_path / ("語" * 84 + ".h5"))  # as long as a name may be
 
 
 @pytest.mark.parametrize("suffix", [".h5", ".npz"])

@@ -286,15 +286,23 @@ def test_vocabularies_need_their_special_words(text_file: Path, tmp_path: Path) 
     task = Task([text_file], tmp_path / "model", CONFIG, vocabulary=vocabulary)
     with pytest.raises(FlashElmoError, match=r"vocab\.txt: line 3: expected <UNK>, which stands nowhere, found 'the'"):
         train(task, SETTINGS)
+    for choosing in (replace(SETTINGS, max_words=5), replace(SETTINGS, min_count=2)):
+        with pytest.raises(FlashElmoError, match=r"^vocabulary: expected one, or min_count and max_words to choose"):
+            train(task, choosing)
     vocabulary.write_text("<S>\n</S>\n<UNK>\nthe\nthe\n", encoding="utf-8")
     with pytest.raises(FlashElmoError, match="expected every word once, found 'the' twice"):
         train(task, SETTINGS)
     vocabulary.write_text("<S>\n</S>\n<UNK>\nthe 8\ncat 5\n", encoding="utf-8")
     with pytest.raises(FlashElmoError, match="line 4: expected one word, found 'the 8'"):
         train(task, SETTINGS)
-    vocabulary.write_text("<S>\r\n</S>\r\n<UNK>\r\nthe\r\ncat\r\na\u2028\x85b\r\n", encoding="utf-8", newline="")
+    vocabulary.write_text("<S>\n</S>\n<UNK>\nthe\n\ncat\n", encoding="utf-8")
+    with pytest.raises(FlashElmoError, match="line 5: expected one word, found ''"):
+        train(task, SETTINGS)
+    lines = "<S>\r\n</S>\r\n<UNK>\r\nthe\r\n!!!MAXTERMID\r\ncat\r\na\u2028\x85b\r\n\r\n"
+    vocabulary.write_text(lines, encoding="utf-8-sig", newline="")
     train(task, SETTINGS)
     assert read_vocabulary(tmp_path / "model" / "vocab.txt")[3:] == ["the", "cat", "a\u2028\x85b"]
+    assert read_vocabulary(vocabulary, n_rows=7)[6:] == [""], "which bilm-tf counts"
 
 
 def test_a_checkpoint_of_another_run_is_refused(text_file: Path, tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def test_a_second_run_computes_no_word_and_has_the_same_bits(tmp_path: Path) -> 
     for _ in range(2):
         run = embedder(tmp_path / "words")
         assert all(map(np.array_equal, run.embed_batch(SENTENCES), plain))
-        n_computed.append(run.statistics.distinct_words)
+        n_computed.append(run.statistics.words_computed)
     assert n_computed[0] > 0 and n_computed[1] == 0
 
 

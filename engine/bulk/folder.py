@@ -19,7 +19,7 @@ from flashelmo.engine.arguments import utf8_path_of, whole_number
 from flashelmo.engine.bulk.shards import shard_name
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.files import check_link, sha256_of
-from flashelmo.engine.sinks.files import RUN, write_json, writing
+from flashelmo.engine.sinks.files import RUN, sha256_of_json, write_json, writing
 from flashelmo.engine.threads import in_order
 
 logger = logging.getLogger("flashelmo")
@@ -55,7 +55,12 @@ def _names(folder: Path) -> set[str]:
     """Return the names in the folder, except locks and leftovers of killed runs."""
     if not folder.is_dir():
         return set()
-    return {name for name in os.listdir(folder) if not name.startswith(".lock") and not TEMPORARY.fullmatch(name)}
+    return {name for name in os.listdir(folder) if OURS.fullmatch(name) or not is_ours(name)}
+
+
+def is_ours(name: str) -> bool:
+    """Whether a name in a folder of shards is that of something which a run writes, locks or removes."""
+    return name.startswith(".lock") or any(pattern.fullmatch(name) for pattern in (OURS, TEMPORARY))
 
 
 def clear(folder: Path) -> None:
@@ -121,7 +126,7 @@ def first_difference(begun: Any, found: Any, name: str = "") -> tuple[str, str, 
 
 
 def read_json(path: Path) -> Meta:
-    """Read a JSON object.
+    """Read a JSON object, which is the one that was written if it has its own checksum.
 
     Raises:
         FlashElmoError: the file is missing, or holds something else.
@@ -134,6 +139,10 @@ def read_json(path: Path) -> Meta:
         values = None
     if not isinstance(values, dict):
         raise FlashElmoError(f"{path}: expected an object of JSON, found something else")
+    absent = object()
+    expected = values.pop("sha256", absent)
+    if expected is not absent and expected != (found := sha256_of_json(values)):
+        raise FlashElmoError(f"{path}: expected values of sha256 {expected}, found {found}")
     return values
 
 

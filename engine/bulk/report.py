@@ -21,7 +21,7 @@ class Report:
     Attributes:
         records, skipped, tokens: of the shards that this run wrote; skipped are records that could not be read.
         shards, kept: shards that were written, and that were already finished.
-        distinct_words, steps, steps_saved: see `Statistics`.
+        words_computed, steps, steps_saved: see `Statistics`; of all processes together.
         bytes_written: of all files.
         seconds: from first to last byte; busy: of these, those in which reading, computing and writing worked. These
             run at the same time: the one that waited least is the bottleneck.
@@ -32,7 +32,7 @@ class Report:
     tokens: int = 0
     shards: int = 0
     kept: int = 0
-    distinct_words: int = 0
+    words_computed: int = 0
     steps: int = 0
     steps_saved: int = 0
     bytes_written: int = 0

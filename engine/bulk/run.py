@@ -152,7 +152,7 @@ class Run:
                 failed, n_failed = number, n_failed + 1 if failed == number else 1
                 self._wait_or_give_up(error, number, n_failed)
         added, report = self._embedder.statistics - before, self._report
-        report.distinct_words, report.steps, report.steps_saved = added.distinct_words, added.steps, added.steps_saved
+        report.words_computed, report.steps, report.steps_saved = added.words_computed, added.steps, added.steps_saved
         report.seconds = time.perf_counter() - started
         return report
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from flashelmo.engine.arguments import expect_no_state, is_stream
+from flashelmo.engine.arguments import expect_no_state, is_stream, whole_number
 from flashelmo.engine.bulk import folder as folders
 from flashelmo.engine.bulk.locks import begin_writing, locked
 from flashelmo.engine.bulk.parts import Reader
@@ -26,6 +26,7 @@ from flashelmo.engine.bulk.report import Report
 from flashelmo.engine.bulk.run import Run, describe_run
 from flashelmo.engine.bulk.shards import Rows, ShardFormat, Target, shard_name
 from flashelmo.engine.bulk.source import Source, Unit, UnitSource, default_shard_records, first_records
+from flashelmo.engine.choice import choose_runtime
 from flashelmo.engine.embed_file import Embedder, OnTextProgress
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints import load_model
@@ -102,6 +103,7 @@ def make_plan(corpus: Corpus, *, resume: bool = False, overwrite: bool = False, 
         FlashElmoError: see `embed_corpus`.
     """
     folder, reader = corpus.folder, corpus.open()
+    _check_options(corpus, elsewhere)
     folders.check_new(folder, resume, overwrite)  # before a model is read
     model = load_model(corpus.model, corpus.options.get("options_file"))
     corpus.output.check(model.config.n_layers + 1)
@@ -126,11 +128,23 @@ def _check(corpus: Corpus, reader: Reader, model: ElmoModel | None) -> None:
     """
     from flashelmo.engine.embedder import ElmoEmbedder
 
-    options: Any = {name: value for name, value in corpus.options.items() if name != "options_file"}
-    expect_no_state(Settings.of(options).stateful, "shards are embedded one by one")
     if model is not None:
-        corpus.describe(ElmoEmbedder(model, **options), reader)
+        corpus.describe(ElmoEmbedder(model, **_settings_of(corpus)), reader)
     first_records(reader)
+
+
+def _check_options(corpus: Corpus, elsewhere: bool) -> None:
+    """Raise FlashElmoError for options that no process could take, before the folder is created."""
+    if corpus.shard_records is not None:
+        whole_number("shard_records", corpus.shard_records, 1)
+    settings = Settings.of(_settings_of(corpus))
+    expect_no_state(settings.stateful, "shards are embedded one by one")
+    if not elsewhere:
+        choose_runtime(settings)
+
+
+def _settings_of(corpus: Corpus) -> Any:
+    return {name: value for name, value in corpus.options.items() if name != "options_file"}
 
 
 def _missing(n: int, reader: Reader, kept: dict[int, folders.Meta]) -> Iterator[Unit]:
@@ -205,7 +219,7 @@ class EmbedUnit:
 
 
 # What is reported of a unit: its shard, whether it was already finished, and what was done for it.
-DONE = ("shard", "kept", "records", "skipped", "tokens", "distinct_words", "steps", "steps_saved", "bytes_written")
+DONE = ("shard", "kept", "records", "skipped", "tokens", "words_computed", "steps", "steps_saved", "bytes_written")
 
 
 @contextmanager

@@ -197,5 +197,5 @@ class _Pool:
         """Add a process's report, except its shards, which were counted when finished, as it may have been killed."""
         for stage, seconds in values["busy"].items():
             self.report.busy[stage] = self.report.busy.get(stage, 0.0) + seconds / self._n_workers
-        for name in ("distinct_words", "steps", "steps_saved"):
+        for name in ("words_computed", "steps", "steps_saved"):
             setattr(self.report, name, getattr(self.report, name) + values[name])

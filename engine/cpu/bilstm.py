@@ -48,6 +48,10 @@ class RowStates:
         return RowStates({key: (hidden.copy(), cell.copy()) for key, (hidden, cell) in self.states.items()})
 
 
+class _Stopped(Exception):
+    """In one direction, as the other has failed."""
+
+
 class BiLstm:
     """The LSTM layers of one model on one runtime."""
 
@@ -80,7 +84,7 @@ class BiLstm:
 
         def count(nodes: int) -> None:
             if stopped:
-                raise InterruptedError
+                raise _Stopped
             on_nodes(nodes)
 
         def run_direction(direction: int) -> list[Float32]:
@@ -98,13 +102,14 @@ class BiLstm:
         try:
             backward = Background(partial(run_direction, 1))
             return list(zip(run_direction(0), backward.result(), strict=True))
-        except BaseException as error:  # even Ctrl-C
+        except BaseException as raised:  # even Ctrl-C
             stopped = True
             with self._in_use()[1]:
                 pass  # the other direction has ended, or ends at its begin
-            if isinstance(error, InterruptedError):
-                backward.result()  # raises what stopped this one
-            raise
+            if not isinstance(raised, _Stopped):
+                raise
+        backward.result()  # outside of the handler: what stopped this one, without how it was stopped
+        raise AssertionError("unreachable: the other direction raised")
 
     def _run_direction(
         self,

@@ -12,7 +12,6 @@ import sysconfig
 import tempfile
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from ctypes import c_void_p
 from functools import cache, partial
 from pathlib import Path
@@ -23,6 +22,7 @@ import numpy.typing as npt
 
 from flashelmo.engine.arrays import Array, Float32
 from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.files import cache_folder, temporary_folder
 from flashelmo.engine.forks import InEachProcess
 from flashelmo.engine.processor import cpu_flags
 
@@ -137,10 +137,10 @@ def compiled(flags: Sequence[str]) -> ctypes.CDLL:
 
 def _folders() -> Iterator[Path]:
     """Yield folders for the library: the user's cache; then, if that is not writable, a temporary folder."""
-    with suppress(RuntimeError):  # no home folder
-        yield Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flashelmo"
-    with tempfile.TemporaryDirectory(prefix="flashelmo-") as folder:
-        yield Path(folder)
+    if (folder := cache_folder()) is not None:
+        yield folder
+    with tempfile.TemporaryDirectory(prefix="flashelmo-") as temporary:
+        yield Path(temporary)
 
 
 def _loaded(path: Path, command: Sequence[str]) -> ctypes.CDLL:
@@ -162,8 +162,8 @@ def _is_whole(path: Path) -> bool:
 
 def _compile(command: Sequence[str], path: Path) -> None:
     """Compile to a file that appears there only when complete."""
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        made = Path(folder) / path.name
+    with temporary_folder(path) as folder:
+        made = folder / path.name
         try:
             done = subprocess.run(
                 [*command, *(str(source) for source in SOURCES if source.suffix == ".c"), "-o", str(made)],

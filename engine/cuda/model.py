@@ -16,6 +16,7 @@ from flashelmo.engine.arrays import Float32, Int32, Int64
 from flashelmo.engine.cuda.cuda_graphs import GraphCache
 from flashelmo.engine.cuda.layout import Layout, power_of_two
 from flashelmo.engine.cuda.transfer import Transfers
+from flashelmo.engine.files import cache_folder
 from flashelmo.engine.model.weights import Dense, ElmoModel, LstmCell
 from flashelmo.engine.precision import PRECISIONS, Arithmetic
 from flashelmo.engine.text.characters import WordEncoder
@@ -109,8 +110,14 @@ class DeviceModel:
             self.config.cell_clip,
             self.config.projection_clip,
         )
-        int8, bound = arithmetic.lstm_weights == "int8", arithmetic.bound.relative
-        return pack_lstm(canonical, dtype=self.dtype, int8=int8, device=self.device, bound=bound)
+        return pack_lstm(
+            canonical,
+            dtype=self.dtype,
+            int8=arithmetic.lstm_weights == "int8",
+            device=self.device,
+            bound=arithmetic.bound.relative,
+            cache=cache_folder(),
+        )
 
     def _tensor(self, array: Float32) -> Tensor:
         """Return a copy on the device; the array may be a mapped file, which PyTorch must not own."""

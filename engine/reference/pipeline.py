@@ -57,7 +57,7 @@ class ReferencePipeline:
         tokens = sum(map(len, sentences))
         self.statistics.sentences += len(sentences)
         self.statistics.tokens += tokens
-        self.statistics.distinct_words += tokens + 2 * len(sentences)
+        self.statistics.words_computed += tokens + 2 * len(sentences)
         self.statistics.steps += 2 * tokens + 4 * len(sentences)
         return results
 

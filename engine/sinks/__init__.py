@@ -23,7 +23,7 @@ from flashelmo.engine.arguments import flag, path_of
 from flashelmo.engine.arrays import Array
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Output
-from flashelmo.engine.sinks.files import check_path, publish, temporary_beside, writing
+from flashelmo.engine.sinks.files import check_path, publish, temporary_file, writing
 
 if TYPE_CHECKING:
     from flashelmo.engine.sinks.hdf5 import Hdf5File
@@ -195,7 +195,7 @@ def open_sink(
     with writing(path):
         check_path(path, final, overwrite)
     is_npz = not always_hdf5 and _is_npz(path)
-    with temporary_beside(path, final) as temporary:
+    with temporary_file(path, final) as temporary:
         with writing(path):
             store = _open_store(temporary, is_npz)
         sink = Sink(path, store, output or Output(), use_sentence_keys, forget_sentences)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from flashelmo.engine.errors import FlashElmoError, first_line
-from flashelmo.engine.files import NO_LOCKS, check_link, lock, sync
+from flashelmo.engine.files import check_link, sync, temporary_beside
 from flashelmo.engine.output import Output
 
 RUN = "run.json"  # in a folder of shards, written before any of them
@@ -40,41 +40,13 @@ def _exists(path: Path) -> FlashElmoError:
 
 
 @contextmanager
-def temporary_beside(path: Path, final: Path) -> Iterator[Path]:
-    """Yield a new empty file beside `final` that no other run uses; it is removed at the end unless it was renamed.
-
-    A run holds a lock on its file, which ends with the process: whoever gets the lock of another's file may remove it.
-    """
-    prefix = f".{final.name[:100]}."
-    with writing(path):
-        _remove_leftovers(final.parent, prefix)
-        while True:
-            temporary = final.with_name(f"{prefix}{secrets.token_hex(8)}.tmp")
-            descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
-            try:
-                if lock(descriptor, temporary):
-                    break
-            except NO_LOCKS:  # then leftovers stay
-                break
-            os.close(descriptor)  # another run took it for a leftover before it was locked
-    try:
+def temporary_file(path: Path, final: Path) -> Iterator[Path]:
+    """Yield an empty file as `temporary_beside` does; `path` is named in errors."""
+    with ExitStack() as stack:
+        with writing(path):
+            make = partial(Path.touch, exist_ok=False)
+            temporary = stack.enter_context(temporary_beside(final, make, partial(Path.unlink, missing_ok=True)))
         yield temporary
-    finally:
-        os.close(descriptor)
-        temporary.unlink(missing_ok=True)
-
-
-def _remove_leftovers(folder: Path, prefix: str) -> None:
-    """Remove the temporary files of an output whose runs have ended."""
-    name = re.compile(re.escape(prefix) + r"[0-9a-f]{16}\.tmp")
-    for leftover in [entry for entry in folder.iterdir() if name.fullmatch(entry.name)]:
-        with suppress(*NO_LOCKS):  # another run's, or another run is removing it as well
-            descriptor = os.open(leftover, os.O_RDWR)
-            try:
-                if lock(descriptor, leftover):
-                    leftover.unlink()
-            finally:
-                os.close(descriptor)
 
 
 def publish(temporary: Path, final: Path, overwrite: bool) -> None:
@@ -154,14 +126,22 @@ class NewFile:
 
 
 def write_json(path: Path, values: dict[str, Any], overwrite: bool = True) -> None:
-    """Write a JSON file, completely or not at all. FileExistsError: it exists, and is not to be replaced."""
+    """Write a JSON file that ends with a checksum of its values, completely or not at all.
+
+    FileExistsError: it exists, and is not to be replaced.
+    """
     file = NewFile(path, "" if overwrite else f".{secrets.token_hex(8)}")
     try:
-        file.write((json.dumps(values, indent=1) + "\n").encode())
+        file.write((json.dumps({**values, "sha256": sha256_of_json(values)}, indent=1) + "\n").encode())
         file.publish(overwrite)
     finally:
         file.abort()
     sync(path.parent)
+
+
+def sha256_of_json(values: dict[str, Any]) -> str:
+    """Return the sha256 of values, however their file is laid out."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 @contextmanager

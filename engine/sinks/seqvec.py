@@ -26,7 +26,7 @@ from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.files import check_link
 from flashelmo.engine.output import Output, cast, pool_mean
 from flashelmo.engine.sinks import ENTRY_BYTES, FILE_SUFFIXES, Record
-from flashelmo.engine.sinks.files import RUN, check_path, publish, temporary_beside, writing
+from flashelmo.engine.sinks.files import RUN, check_path, publish, temporary_file, writing
 from flashelmo.engine.sinks.hdf5 import Hdf5File
 
 RESIDUES, PROTEINS, MAPPING = "embeddings_file.h5", "reduced_embeddings_file.h5", "mapping_file.csv"
@@ -140,7 +140,7 @@ def open_seqvec(folder: str | Path, output: Output | None = None, *, overwrite: 
         if is_new:
             stack.callback(_remove_if_empty, folder)
         temporary = {
-            name: stack.enter_context(temporary_beside(folder / name, folder.resolve() / name)) for name in written
+            name: stack.enter_context(temporary_file(folder / name, folder.resolve() / name)) for name in written
         }
         with writing(folder):
             stores = {name: Hdf5File(temporary[name]) for name in written[:-1]}

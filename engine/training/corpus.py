@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from flashelmo.engine.arguments import shown
 from flashelmo.engine.arrays import Bool, Int32, Int64
 from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.model.checkpoints.bilm import words_of
 from flashelmo.engine.text.windows import Window, read_windows
 
 BEGIN, END, UNKNOWN = range(3)
@@ -138,24 +138,20 @@ def most_frequent(corpus: EncodedCorpus, min_count: int, max_words: int | None) 
     return [*SPECIAL, *words[: None if max_words is None else max(0, max_words - len(SPECIAL))]]
 
 
-def read_vocabulary(path: Path) -> list[str]:
+def read_vocabulary(path: Path, n_rows: int | None = None) -> list[str]:
     """Read a vocabulary in bilm-tf's format: one word per line, most frequent first, after <S>, </S> and <UNK>.
 
+    Args:
+        path, n_rows: see `words_of`.
+
     Raises:
-        FlashElmoError: it does not begin with these three, repeats a word, or has several in a line.
+        FlashElmoError: it does not begin with these three, repeats a word, or has none or several in a line.
     """
-    try:
-        with path.open(encoding="utf-8-sig") as file:  # its lines are bilm-tf's, not those of str.splitlines()
-            words = [line.strip() for line in file]
-    except UnicodeDecodeError as error:
-        raise FlashElmoError(f"{path}: expected UTF-8: {error}") from None
+    words = words_of(path, n_rows)
     for line, (word, special) in enumerate(zip([*words[:3], *[""] * 3], SPECIAL, strict=False), start=1):
         if word != special:
             where = f"on line {words.index(special) + 1}" if special in words else "nowhere"
             raise FlashElmoError(f"{path}: line {line}: expected {special}, which stands {where}, found {word!r}")
-    for line, word in enumerate(words, start=1):
-        if " " in word or "\t" in word:
-            raise FlashElmoError(f"{path}: line {line}: expected one word, found {shown(word)}")
     if len(set(words)) != len(words):
         seen: set[str] = set()
         twice = next(word for word in words if word in seen or seen.add(word))  # type: ignore[func-returns-value]

@@ -76,7 +76,8 @@ def _checked(stored: Mapping[str, Any], weight: str, bias: str, source: Path, mo
     vocabulary = source.with_name(VOCABULARY_FILE)
     if not vocabulary.is_file():
         raise FlashElmoError(f"{vocabulary}: expected the words of the softmax in {source.name}, found no such file")
-    words = read_vocabulary(vocabulary)
+    rows = stored[weight].shape if weight in stored else None
+    words = read_vocabulary(vocabulary, rows[0] if rows else None)
     table = Stored(weight, (len(words), model.config.projection_size)), Stored(bias, (len(words),))
     check_stored(table, {name: tuple(tensor.shape or ()) for name, tensor in stored.items()}, source, vocabulary.name)
     values, biases = (to_canonical(each, stored[each.name], source) for each in table)

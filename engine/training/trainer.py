@@ -82,6 +82,8 @@ def train(task: Task, settings: TrainSettings, on_progress: OnTrainProgress | No
     """
     if task.heldout is not None and settings.heldout_share:
         raise FlashElmoError("heldout_share: expected one of heldout and heldout_share, found both")
+    if task.vocabulary is not None and (settings.min_count > 1 or settings.max_words is not None):
+        raise FlashElmoError("vocabulary: expected one, or min_count and max_words to choose one by, found both")
     with joined_processes(settings.device) as processes:
         if processes.number > 1 and settings.seconds is not None:
             raise FlashElmoError(f"seconds: expected epochs or steps with {processes.number} processes")

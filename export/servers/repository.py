@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +22,7 @@ import onnx
 
 from flashelmo.engine.arrays import Arrays
 from flashelmo.engine.errors import FlashElmoError, reason_of
+from flashelmo.engine.files import temporary_folder
 from flashelmo.engine.model.checkpoints.native import write_native
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.precision import PrecisionName
@@ -59,8 +59,8 @@ def write_triton_repository(folder: Path, files: Mapping[PrecisionName, Path], m
         raise FlashElmoError(f"{folder}: exists already; remove it first")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as workspace:
-            new = Path(workspace, "new")
+        with temporary_folder(folder) as workspace:
+            new = workspace / "new"
             metadata = [_write_onnx(new / f"elmo_{name}", file) for name, file in files.items()]
             _write_native_text(new / "elmo_native", model, metadata[0])
             if not metadata[0].stateful:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from functools import cache, partial
 from itertools import groupby
+from pathlib import Path
 
 import torch
 import triton
@@ -89,6 +90,7 @@ def pack_lstm(
     int8: bool = False,
     device: torch.device | str = "cpu",
     bound: float | None = None,
+    cache: Path | None = None,
 ) -> LstmWeights:
     """Lay out one layer's weights on a device, once in each layout that a variant reads.
 
@@ -100,6 +102,7 @@ def pack_lstm(
         int8: multiply the gates in 8 bits.
         device: where the packed weights go.
         bound: the largest relative error, against the reference, with which a blind variant is used; None for any.
+        cache: see `LstmWeights`.
 
     Raises:
         ValueError: a layout is not what its kernels rely on.
@@ -109,7 +112,7 @@ def pack_lstm(
     weights = weights.projected()
     packed = {pack: pack(weights, Format(dtype, int8, device)) for pack in packs}
     layouts = {pack: layout for pack, layout in packed.items() if layout is not None}
-    return LstmWeights(weights.shape, dtype, int8, device, layouts, bound)
+    return LstmWeights(weights.shape, dtype, int8, device, layouts, bound, cache)
 
 
 def lstm_layer(

@@ -3,8 +3,8 @@
 Such a variant ("blind") is compared with the reference when it is first used: on random inputs, with the layer's own
 weights, a few milliseconds of the card after its kernels are compiled. That is plain PyTorch, as the portable kernels
 would take longer to compile than all else. One that no card has timed is timed beside the one that serves in its place
-(`rival`). The verdict is kept in the user's cache folder, for this card, driver, PyTorch, Triton and these sources. A
-variant that is wrong, raises or takes longer is not used: others serve, and one warning says so.
+(`rival`). The verdict is kept in the cache folder that the weights name, for this card, driver, PyTorch, Triton and
+these sources. A variant that is wrong, raises or takes longer is not used: others serve, and one warning says so.
 """
 
 from __future__ import annotations
@@ -288,7 +288,7 @@ def _nodes(rows: Sequence[int], n_directions: int, device: torch.device) -> Node
 
 
 def _place(variant: Variant, run: LayerRun, bound: float) -> tuple[Path | None, dict[str, Any]]:
-    """The file of a verdict, None without a home, and what it is a verdict of."""
+    """The file of a verdict, None if none is kept, and what it is a verdict of."""
     weights = run.weights
     is_cuda = weights.device.type == "cuda"
     identity = {
@@ -307,11 +307,7 @@ def _place(variant: Variant, run: LayerRun, bound: float) -> tuple[Path | None, 
         "sources": _sources(),
     }
     name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
-    try:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:
-        return None, identity
-    return folder / "flashelmo" / f"{variant.name}-{name}.json", identity
+    return weights.cache and weights.cache / f"{variant.name}-{name}.json", identity
 
 
 def _read(path: Path | None, identity: dict[str, Any]) -> str | None:

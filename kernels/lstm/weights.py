@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar, cast
 
 import torch
@@ -110,6 +111,7 @@ class LstmWeights:
         device: where they are.
         layouts: by the function that made each; those that do not serve such weights are left out.
         bound: the largest error, against the reference, of variants that must be proven; None for no bound.
+        cache: the folder of what was found of them before; None keeps nothing from process to process.
         verdicts: whether a variant is right, by its name, whether there is a skip connection, whether its tiles are
             those for any number of rows, and whether the input part is by word (`proven`).
 
@@ -123,6 +125,7 @@ class LstmWeights:
     device: torch.device
     layouts: Mapping[Callable[[CanonicalLstm, Format], Layout | None], Layout]
     bound: float | None = None
+    cache: Path | None = None
     verdicts: dict[tuple[str, bool, bool, bool], bool] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flashelmo.engine.arguments import path_of
+from flashelmo.engine.arguments import path_of, shown
 from flashelmo.engine.arrays import Float32
 from flashelmo.engine.errors import FlashElmoError, reason_of
 from flashelmo.engine.model.checkpoints.files import check_growth, new_folder, read_json, unpacked
@@ -221,14 +221,35 @@ def _read_vocabulary(folder: Path, n_words: int) -> dict[str, int]:
     """Return a word model's words by row, one per line; row 0 is no word. Empty without a vocabulary file."""
     for path in (folder / "vocab.txt", folder / "vocab.txt.gz"):
         if path.is_file():
-            lines = [line.strip() for line in _read_text(path).removesuffix("\n").split("\n")]
-            words = [line for line in lines if line != NOT_A_WORD]
+            words = words_of(path, n_words)
             if len(words) != n_words:
                 raise FlashElmoError(f"{path}: expected {n_words} words, as the embedding has, found {len(words)}")
             if missing := sorted(NEEDED_WORDS - set(words)):
                 raise FlashElmoError(f"{path}: expected the word {missing[0]}, found none among {n_words}")
             return {word: row for row, word in enumerate(words, start=1)}
     return {}
+
+
+def words_of(path: Path, n_rows: int | None = None) -> list[str]:
+    """Return the words of a vocabulary, one per line. Blank lines at its end are none.
+
+    Args:
+        path: the file, which may be compressed.
+        n_rows: of a table, if there is one: where it has a row for every line, blank ones too, as bilm-tf would count
+            them, each is a word.
+
+    Raises:
+        FlashElmoError: it cannot be read, is not UTF-8, or a line has not one word.
+    """
+    stripped = [line.strip() for line in io.StringIO(_read_text(path), newline=None)]
+    lines = [(number, line) for number, line in enumerate(stripped, start=1) if line != NOT_A_WORD]
+    if len(lines) != n_rows:
+        while lines and not lines[-1][1]:
+            lines.pop()
+        for number, line in lines:
+            if not line or " " in line or "\t" in line:
+                raise FlashElmoError(f"{path}: line {number}: expected one word, found {shown(line)}")
+    return [line for _, line in lines]
 
 
 def _read_text(path: Path) -> str:

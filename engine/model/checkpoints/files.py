@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import tarfile
 import tempfile
 import zipfile
@@ -13,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from flashelmo.engine.errors import FlashElmoError, reason_of
-from flashelmo.engine.files import check_link, sync, why_not_written
+from flashelmo.engine.files import check_link, sync, temporary_folder, why_not_written
 
 # What a folder may hold to be replaced: files that flashelmo writes, and nothing of the user's.
 MODEL_FILES = {"config.json", "model.safetensors", "lexicon.json", "options.json", "weights.hdf5", "vocab.txt"}
@@ -50,11 +52,19 @@ def new_folder(folder: Path, overwrite: bool, ours: Callable[[str], bool] = MODE
     A folder is only replaced if all its files, by their paths in it, are `ours`.
     """
     folder = folder.absolute()
+
+    def remove(workspace: Path) -> None:
+        old = workspace / "old"
+        if os.path.lexists(old) and not os.path.lexists(folder):  # what was to be replaced, and was not
+            old.rename(folder)
+        shutil.rmtree(workspace, ignore_errors=True)
+
     try:
         check_replaceable(folder, overwrite, ours)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as workspace:
-            new, old = Path(workspace, "new"), Path(workspace, "old")
+        with temporary_folder(folder, remove) as workspace:
+            check_replaceable(folder, overwrite, ours)  # a killed run may have left it half replaced
+            new = workspace / "new"
             new.mkdir()
             try:
                 yield new
@@ -64,15 +74,9 @@ def new_folder(folder: Path, overwrite: bool, ours: Callable[[str], bool] = MODE
             for path in new.rglob("*"):
                 if path.is_file():
                     sync(path)
-            if not folder.exists():
-                new.rename(folder)
-                return
-            folder.rename(old)
-            try:
-                new.rename(folder)
-            except BaseException:
-                old.rename(folder)
-                raise
+            if folder.exists():
+                folder.rename(workspace / "old")
+            new.rename(folder)
     except OSError as error:
         raise FlashElmoError(f"{folder}: cannot be written: {why_not_written(error, folder.parent)}") from None
 

@@ -10,7 +10,9 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-from flashelmo.engine.errors import FlashElmoError, MissingExtraError
+from flashelmo.engine.arguments import path_of
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.files import cache_folder
 
 HOME = "FLASHELMO_HOME"  # the folder of the cache
 OFFLINE = ("FLASHELMO_OFFLINE", "HF_HUB_OFFLINE")
@@ -76,16 +78,19 @@ def find_named(name: str) -> NamedModel:
 
 
 def home() -> Path:
-    """Return the cache folder: $FLASHELMO_HOME, $HF_HOME/flashelmo, or the system's cache folder of this user."""
+    """Return the folder of downloads: $FLASHELMO_HOME, $HF_HOME/flashelmo, or the cache folder of this user.
+
+    Raises:
+        FlashElmoError: there is none of them.
+    """
     if given := os.environ.get(HOME):
-        return Path(given).expanduser()
+        return path_of(HOME, given)
     if given := os.environ.get("HF_HOME"):
-        return Path(given, "flashelmo").expanduser()
-    try:
-        from platformdirs import user_cache_path
-    except ImportError as error:
-        raise MissingExtraError("platformdirs", "download", "a model by its name") from error
-    return Path(user_cache_path("flashelmo", appauthor=False))
+        return path_of("HF_HOME", given) / "flashelmo"
+    folder = cache_folder()
+    if folder is None:
+        raise FlashElmoError(f"{HOME}: expected the folder of downloaded models, as this user has no home folder")
+    return folder
 
 
 def offline() -> str | None:

@@ -83,6 +83,9 @@ Threads = Annotated[int | None, typer.Option(help="CPU threads; default: all cor
 WordCache = Annotated[
     Path | None, typer.Option(help="File that caches one model's word vectors between runs; CPU only.")
 ]
+BatchInvariant = Annotated[
+    bool, typer.Option("--batch-invariant", help="Same bits whatever else is in the batch, on GPUs too.")
+]
 KeepBoundaries = Annotated[
     bool, typer.Option("--keep-sentence-boundaries", help="Keep the vectors of the sentence boundaries.")
 ]

@@ -30,6 +30,22 @@ def is_folder(output: Path, shard_format: str | None) -> bool:
     return shard_format is not None or not output.suffix or output.is_dir()
 
 
+def check_beside(
+    option: str, path: Path, output: Path, all_in_it: bool = False, what: str = "the output, or a file of it"
+) -> None:
+    """Raise FlashElmoError if a file that is written beside the output is the output itself, or a file of it.
+
+    Args:
+        all_in_it: whether every file in the output's folder is one of it.
+        what: the output is called.
+    """
+    from flashelmo.engine.bulk.folder import is_ours
+
+    real, folder = (Path(os.path.realpath(path_of(*each))) for each in ((option, path), ("output", output)))
+    if real == folder or (real.parent == folder and (all_in_it or is_ours(real.name))):
+        raise FlashElmoError(f"{option}: {path}: is {what}")
+
+
 def embed_to_folder(
     corpus: Corpus,
     how: dict[str, Any],
@@ -45,7 +61,7 @@ def embed_to_folder(
         corpus: what is embedded into what.
         how: `resume`, `overwrite`, `num_shards` and `shard_id` of `embed_corpus`.
     """
-    from flashelmo.engine.bulk.folder import OURS, check_new
+    from flashelmo.engine.bulk.folder import check_new
     from flashelmo.engine.bulk.records import open_reader
     from flashelmo.engine.bulk.report import Report
     from flashelmo.engine.bulk.run import embed_corpus
@@ -54,9 +70,7 @@ def embed_to_folder(
     target = path_of("output", corpus.folder)
     if report is not None:
         path = path_of("report", report)
-        real, folder = Path(os.path.realpath(path)), Path(os.path.realpath(target))
-        if real == folder or (real.parent == folder and OURS.fullmatch(real.name)):
-            raise FlashElmoError(f"--report: {report}: is the output, or a file of it")
+        check_beside("--report", report, target)
         if path.is_dir() or not path.parent.is_dir():
             raise FlashElmoError(f"--report: expected a file name in an existing folder, found {report}")
     check_new(target, how["resume"], how["overwrite"], how["num_shards"] > 1)
@@ -108,7 +122,7 @@ def _print_summary(done: Report, target: Path, computed: str) -> None:
     busy = ", ".join(f"{stage} {seconds / max(done.seconds, 1e-9):.0%}" for stage, seconds in done.busy.items())
     say(
         f"{counted(done.records, 'record')}, {counted(done.tokens, 'token')}, "
-        f"{counted(done.distinct_words, 'distinct word')}"
+        f"{counted(done.words_computed, 'word')} computed"
         + rest_of_summary(done, computed)
         + f"at work: {busy}; the bottleneck is {done.bottleneck}\n{written}"
     )

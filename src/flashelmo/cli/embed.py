@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from flashelmo.cli.arguments import (
+    BatchInvariant,
     Devices,
     ForgetSentences,
     InputText,
@@ -28,12 +29,13 @@ from flashelmo.cli.arguments import (
     parse_coefficients,
     parse_layers,
 )
-from flashelmo.cli.bulk import embed_to_folder, is_folder
+from flashelmo.cli.bulk import check_beside, embed_to_folder, is_folder
 from flashelmo.cli.single_file import embed_records_to, embed_to_file
 from flashelmo.engine.allocator import return_large_arrays
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.named.locate import bundled
 from flashelmo.engine.output import Output
+from flashelmo.engine.settings import CudaSettings
 
 
 def embed(
@@ -64,6 +66,7 @@ def embed(
         int | None, typer.Option(help="Tokens per window; larger windows share more steps and take more memory.")
     ] = None,
     word_cache: WordCache = None,
+    batch_invariant: BatchInvariant = False,
     errors: Annotated[
         Literal["strict", "replace", "skip"], typer.Option(help="What to do with unreadable records.")
     ] = "strict",
@@ -114,6 +117,7 @@ def embed(
         "word_cache": word_cache,
         "window_tokens": window_tokens,
         "keep_sentence_boundaries": keep_sentence_boundaries,
+        "cuda": CudaSettings(batch_invariant=batch_invariant),
     }
     reader = {
         "format": input_format,
@@ -129,6 +133,10 @@ def embed(
     }
     into_seqvec = format == "seqvec"
     into_shards = not into_seqvec and is_folder(output, format)
+    if word_cache is not None:
+        check_beside("--word-cache", word_cache, output, all_in_it=into_seqvec)
+        if report is not None:
+            check_beside("--report", report, word_cache, what="the word cache")
     if use_sentence_keys and (into_seqvec or into_shards):
         raise FlashElmoError("--use-sentence-keys: requires a single file as output; folders keep the records' own ids")
     if not into_shards:
@@ -165,14 +173,15 @@ def embed(
         options=settings,
     )
     if into_shards:
-        for name, number in (("--num-shards", num_shards), ("--shard-id", shard_id)):
-            if number is not None and not (workers is None and ray is None):
-                raise FlashElmoError(
-                    f"{name}: not allowed with --workers or --ray, which deal out the shards themselves"
-                )
-        if (shard_id is None) != (num_shards is None):
-            missing, there = ("--shard-id", "--num-shards") if shard_id is None else ("--num-shards", "--shard-id")
-            raise FlashElmoError(f"{missing}: required with {there}")
+        of_array = {"--num-shards": num_shards, "--shard-id": shard_id}
+        there = [name for name, value in of_array.items() if value is not None]
+        if there and (workers is not None or ray is not None):
+            raise FlashElmoError(
+                f"{there[0]}: not allowed with --workers or --ray, which deal out the shards themselves"
+            )
+        if len(there) == 1:
+            (missing,) = of_array.keys() - there
+            raise FlashElmoError(f"{missing}: required with {there[0]}")
         how = {
             "resume": resume,
             "overwrite": overwrite,

@@ -11,7 +11,7 @@ import typer
 
 from flashelmo.cli.arguments import Json, Overwrite, complete_names
 from flashelmo.cli.terminal import say
-from flashelmo.engine.errors import FlashElmoError, MissingExtraError
+from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.named import table
 from flashelmo.engine.model.named.locate import TINY, bundled
 from flashelmo.engine.model.named.table import RECORD, find_named, home
@@ -19,11 +19,7 @@ from flashelmo.engine.model.named.table import RECORD, find_named, home
 
 def models(as_json: Json = False) -> None:
     """List the named models, and which of them are downloaded."""
-    try:
-        here = {name for name in table.named_models() if (home() / name / RECORD).is_file()}
-        where = f"downloaded to {home()}"
-    except MissingExtraError:
-        here, where = set(), "downloaded, which needs pip install 'flashelmo[download]'"
+    here = {name for name in table.named_models() if (home() / name / RECORD).is_file()}
     if as_json:
         rows = [{**asdict(model), "downloaded": name in here} for name, model in table.named_models().items()]
         print(json.dumps(rows, indent=2, ensure_ascii=False))
@@ -38,7 +34,7 @@ def models(as_json: Json = False) -> None:
     width = None if sys.stdout.isatty() else 200  # a line a model, for grep
     Console(highlight=False, width=width).print(lines)
     say(f"{TINY}, flashelmo's own, comes with the package and is the default")
-    say(f"size: values per vector; here: {where}; licence: that of the publishing repository")
+    say(f"size: values per vector; here: downloaded to {home()}; licence: that of the publishing repository")
 
 
 def download(

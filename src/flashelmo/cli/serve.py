@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from flashelmo.cli.arguments import (
+    BatchInvariant,
     Devices,
     KeepBoundaries,
     Options,
@@ -39,9 +40,7 @@ def serve(
     device: Devices = "auto",
     threads: Threads = None,
     word_cache: WordCache = None,
-    batch_invariant: Annotated[
-        bool, typer.Option("--batch-invariant", help="Same bits whatever else is in the batch, on GPUs too.")
-    ] = False,
+    batch_invariant: BatchInvariant = False,
     keep_sentence_boundaries: KeepBoundaries = False,
     max_batch_tokens: Annotated[
         int | None, typer.Option(min=1, help="Tokens per batch; default: 2,048 on the CPU, 32,768 on a GPU.")

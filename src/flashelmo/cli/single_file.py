@@ -127,7 +127,7 @@ def _print_summary(summary: Summary, target: Path, device: str, precision: str, 
         return
     say(
         f"{counted(summary.sentences, 'sentence')}, {counted(summary.tokens, 'token')}, "
-        f"{counted(summary.distinct_words, 'distinct word')} (boundaries included)"
+        f"{counted(summary.words_computed, 'word')} computed (boundaries included)"
         + rest_of_summary(summary, f"{device}, {precision}")
         + f"{target}: {readable_size(n_bytes)}"
     )

@@ -88,7 +88,7 @@ def _add_own(app: FastAPI, service: Service) -> None:
         more_bytes = None if pool else partial(bytes_of_tokens, media_type)
         answer = await embed_inputs(request, service, "inputs", body.inputs, wanted, more_bytes)
         write = partial(vectors_response, media_type, answer, service.config.output_size, with_tokens)
-        return await in_thread_if_many(answer.vectors, write) if media_type in (NUMPY, ARROW) else write()
+        return await in_thread_if_many(answer.vectors, write) if media_type == NUMPY else write()
 
     @app.post("/embed", responses=VECTORS)
     async def embed(body: EmbedSentences, request: Request) -> Response:

@@ -132,7 +132,7 @@ class Batcher:
             self._fail(batch, result)
         else:
             self._metrics.window_seconds.observe(time.monotonic() - batch.sent)
-            self._metrics.distinct_words.inc(result.added.distinct_words)
+            self._metrics.words_computed.inc(result.added.words_computed)
             for job, start, stop in batch.parts:
                 arrays = list(islice(result.arrays, stop - start))
                 if not job.answer.done():

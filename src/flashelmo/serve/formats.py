@@ -12,6 +12,7 @@ import io
 import json
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from itertools import chain
+from zipfile import ZipFile
 
 import numpy as np
 import orjson
@@ -54,20 +55,17 @@ def vectors_response(media_type: str, answer: Answer, size: int, with_tokens: bo
         size: 2P.
         with_tokens: JSON has objects of tokens and vectors, not vectors alone.
     """
+    n_bytes = sum(each.nbytes for each in answer.vectors)
     if media_type == JSON:
-        return response_of(_json_pieces(answer, with_tokens), sum(each.nbytes for each in answer.vectors), JSON)
-    if media_type == SAFETENSORS and answer.vectors and not answer.output.pool:
+        return response_of(_json_pieces(answer, with_tokens), n_bytes, JSON)
+    if media_type == ARROW:
+        return response_of(_arrow_pieces(answer, size), n_bytes, ARROW)
+    if media_type == NUMPY:
+        return Response(_npz(answer, size), media_type=NUMPY)
+    if answer.vectors and not answer.output.pool:
         return _safetensors_of_tokens(answer, size)
     arrays = answer_arrays(answer, size)
-    if media_type == SAFETENSORS:
-        return Response(save(arrays, None if answer.output.pool else {"tokens": "[]"}), media_type=media_type)
-    if media_type == NUMPY:
-        file = io.BytesIO()
-        if not answer.output.pool:
-            arrays["tokens"] = np.array([*chain.from_iterable(answer.sentences)], np.str_)
-        np.savez(file, **arrays)  # type: ignore[arg-type]
-        return Response(file.getvalue(), media_type=media_type)
-    return Response(_arrow(answer, arrays), media_type=media_type)
+    return Response(save(arrays, None if answer.output.pool else {"tokens": "[]"}), media_type=SAFETENSORS)
 
 
 def answer_arrays(answer: Answer, size: int) -> Arrays:
@@ -90,11 +88,16 @@ def _offsets(answer: Answer) -> Int64:
     return np.cumsum([0, *(each.shape[-2] for each in answer.vectors)], dtype=np.int64)
 
 
+def _shape(answer: Answer, size: int) -> tuple[int, ...]:
+    """Of `values`."""
+    layers = () if answer.output.single else answer.vectors[0].shape[:1]
+    return sum(each.shape[-2] for each in answer.vectors), *layers, size
+
+
 def _safetensors_of_tokens(answer: Answer, size: int) -> Response:
     """As safetensors' own `save` has it, but sentence by sentence: all of them together would be there three times."""
-    offsets, first = _offsets(answer), answer.vectors[0]
-    shape = int(offsets[-1]), *(() if answer.output.single else first.shape[:1]), size
-    head = head_of(offsets, shape, first.dtype.name, {"tokens": json.dumps(answer.sentences)}) + offsets.tobytes()
+    offsets, dtype = _offsets(answer), answer.vectors[0].dtype.name
+    head = head_of(offsets, _shape(answer, size), dtype, {"tokens": json.dumps(answer.sentences)}) + offsets.tobytes()
     n_bytes = sum(each.nbytes for each in answer.vectors)
     pieces = chain([head], (row.tobytes() for row in _rows(answer)))
     return response_of(pieces, n_bytes, SAFETENSORS, {"Content-Length": str(len(head) + n_bytes)})
@@ -111,13 +114,57 @@ def vector_lists(arrays: Arrays) -> pa.Array:
     return lists
 
 
-def _arrow(answer: Answer, arrays: Arrays) -> bytes:
-    sentences = pa.array([list(tokens) for tokens in answer.sentences], pa.list_(pa.string()))
-    table = pa.table({"tokens": sentences, "vectors": vector_lists(arrays)})
+def _arrow_pieces(answer: Answer, size: int) -> Iterator[bytes]:
+    """A batch of records for each `STREAMED_BYTES` of vectors: all of them together would be there three times."""
     sink = io.BytesIO()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
+    writer = None
+    for some in _in_parts(answer):
+        sentences = pa.array([list(tokens) for tokens in some.sentences], pa.list_(pa.string()))
+        table = pa.table({"tokens": sentences, "vectors": vector_lists(answer_arrays(some, size))})
+        writer = writer or pa.ipc.new_stream(sink, table.schema)
         writer.write_table(table)
-    return sink.getvalue()
+        yield _taken(sink)
+    if writer is not None:
+        writer.close()
+    yield _taken(sink)
+
+
+def _in_parts(answer: Answer) -> Iterator[Answer]:
+    """Sentences of at most so many bytes of vectors as an answer may have that is sent at once, or a single one."""
+    start = n_bytes = 0
+    for b, each in enumerate(answer.vectors):
+        if b > start and n_bytes + each.nbytes > STREAMED_BYTES:
+            yield Answer(answer.sentences[start:b], answer.vectors[start:b], answer.output)
+            start, n_bytes = b, 0
+        n_bytes += each.nbytes
+    yield Answer(answer.sentences[start:], answer.vectors[start:], answer.output)
+
+
+def _taken(sink: io.BytesIO) -> bytes:
+    """What was written since the last call."""
+    written = sink.getvalue()
+    sink.seek(0)
+    sink.truncate()
+    return written
+
+
+def _npz(answer: Answer, size: int) -> bytes:
+    """As `np.savez` has it, but the values sentence by sentence, as above."""
+    file, pooled = io.BytesIO(), bool(answer.output.pool)
+    in_one = pooled or not answer.vectors
+    arrays = answer_arrays(answer, size) if in_one else {"offsets": _offsets(answer)}
+    if not pooled:
+        arrays["tokens"] = np.array([*chain.from_iterable(answer.sentences)], np.str_)
+    np.savez(file, **arrays)
+    if in_one:
+        return file.getvalue()
+    dtype = np.lib.format.dtype_to_descr(answer.vectors[0].dtype)
+    header = {"descr": dtype, "fortran_order": False, "shape": _shape(answer, size)}
+    with ZipFile(file, "a") as archive, archive.open("values.npy", "w", force_zip64=True) as member:
+        np.lib.format.write_array_header_1_0(member, header)
+        for row in _rows(answer):
+            member.write(row.tobytes())
+    return file.getvalue()
 
 
 def response_of(

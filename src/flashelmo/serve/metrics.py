@@ -23,7 +23,7 @@ class Metrics:
         self.in_flight = Gauge("flashelmo_requests_in_flight", "Requests in flight", registry=self._registry)
         self.workers = Gauge("flashelmo_workers", "Workers that are ready", registry=self._registry)
         self.tokens = self._counter("token_count", "Tokens embedded")
-        self.distinct_words = self._counter("distinct_word_count", "Words whose vectors were computed")
+        self.words_computed = self._counter("computed_word_count", "Words whose vectors were computed")
         self.deaths = self._counter("worker_death_count", "Workers that ended by themselves")
         self.gone = self._counter("request_gone_count", "Requests whose clients hung up")
 
