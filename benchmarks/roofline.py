@@ -23,6 +23,7 @@ from flashelmo.benchmarks.contestant import Way
 from flashelmo.benchmarks.results import Row
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.worker import Pool
+from flashelmo.engine.cpu.sessions import session_options
 from flashelmo.engine.errors import MissingExtraError
 from flashelmo.engine.graph.builder import Graph
 from flashelmo.engine.graph.tensors import quantize
@@ -142,11 +143,8 @@ def _onnx_product(rows: int, k: int, columns: int, weight_type: NumberType, thre
     product = graph.lstm_matmul(graph.input("x", [rows, k]), "weight")
     graph.node("Identity", [product], "y")
     graph.output("y", [rows, columns])
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.force_spinning_stop", "1")
     model = graph.to_model(tensors, embed=True).SerializeToString()
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(model, session_options(threads), providers=["CPUExecutionProvider"])
     binding = session.io_binding()
     binding.bind_input("x", "cpu", 0, np.float32, x.shape, x.ctypes.data)
     binding.bind_output("y", "cpu", 0, np.float32, y.shape, y.ctypes.data)

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flashelmo.engine.arguments import check
+from flashelmo.engine.cpu.sessions import session_options
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError, first_line
 from flashelmo.engine.processor import check_threads, n_cores
 from flashelmo.engine.text.sentences import several
@@ -128,9 +129,7 @@ def options_of(given: Any, threads: int | None) -> Any:
         if threads is not None:
             raise FlashElmoError("threads: with session_options, set them there")
         return given
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or n_cores()
-    options.enable_mem_pattern = False  # shapes vary without end, and each would keep a pattern
+    options = session_options(threads or n_cores())
     options.log_severity_level = 4  # errors are raised, and would otherwise be reported twice
     return options
 

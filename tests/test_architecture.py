@@ -103,6 +103,7 @@ BUILT_ON = {
     "engine.cuda.model": {"torch"},
     "engine.cpu.openvino": {"openvino"},
     "engine.cpu.ort": {"onnxruntime"},
+    "engine.cpu.sessions": {"onnxruntime"},
     "engine.reference.padding": {"torch"},
     "engine.reference.reference": {"torch"},
     "engine.reference.torch_layers": {"torch"},

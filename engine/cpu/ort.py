@@ -10,6 +10,7 @@ import numpy as np
 
 from flashelmo.engine.arrays import Array, Arrays, Float32, Int32, Int64
 from flashelmo.engine.cpu.runtime import Blocks, Kept, LstmSteps
+from flashelmo.engine.cpu.sessions import session_options
 from flashelmo.engine.errors import MissingExtraError
 from flashelmo.engine.forks import InEachProcess
 from flashelmo.engine.graph.builder import Graph, Tensors
@@ -101,11 +102,7 @@ def make_pieces(graphs: Mapping[GraphName, tuple[Graph, int]], tensors: Tensors)
 
 def _make_piece(tensors: Tensors, graph_threads: tuple[Graph, int]) -> Piece:
     graph, threads = graph_threads
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.enable_mem_pattern = False  # row counts vary without end, and each would keep a pattern
-    # Each session has its own threads; they must not spin while another session works.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options = session_options(threads)
     options.log_severity_level = 3
     values = [onnxruntime.OrtValue.ortvalue_from_numpy(tensors[name]) for name in graph.weights]
     options.add_external_initializers(graph.weights, values)
