@@ -36,7 +36,6 @@ class Forest:
         token_nodes: [tokens] node of every requested token, sentence after sentence.
         order: [B] the sentences by number of steps, longest first. Without sharing, the rows of a depth are the first
             ones in this order.
-            depth are the first ones of this order.
     """
 
     words: Int32
