@@ -275,6 +275,7 @@ def test_damage_is_found_and_mended(tmp_path: Path, run: Callable[..., Report], 
     run(**options)
     before = contents(out)
     data = "shard-00000001.safetensors" if shard_format == "native" else "shard-00000001.parquet"
+    entry = before["shard-00000001.json"]
 
     def changed(content: bytes) -> bytes:
         return content[:-9] + bytes([content[-9] ^ 1]) + content[-8:]
@@ -290,16 +291,20 @@ def test_damage_is_found_and_mended(tmp_path: Path, run: Callable[..., Report], 
             "shard-00000001.json: expected a finished shard's entry, found something else",
         ),
         (
-            {"shard-00000001.json": before["shard-00000001.json"].replace(b'"last"', b'"least"')},
+            {"shard-00000001.json": entry.replace(b'"last"', b'"least"')},
             "shard-00000001.json: expected a finished shard's entry, found something else",
         ),
         (
-            {"shard-00000001.json": before["shard-00000001.json"].replace(b'"skipped": []', b'"skipped": 0')},
+            {"shard-00000001.json": entry.replace(b'"skipped": []', b'"skipped": 0')},
             "shard-00000001.json: expected a finished shard's entry, found something else",
         ),
         ({"shard-00000001.json": before["shard-00000002.json"]}, "shard-00000001.json: expected the entry of shard 1"),
         (
-            {"shard-00000001.json": before["shard-00000001.json"].replace(b'"tokens": 14', b'"tokens": 15')},
+            {"shard-00000001.json": entry.replace(b'"shard-00000001.parquet"', b'"../text.txt"')},
+            "shard-00000001.json: expected the entry of shard 1, found another",
+        ),
+        (
+            {"shard-00000001.json": entry.replace(b'"tokens": 14', b'"tokens": 15')},
             "shard-00000001.parquet: expected 5 records of 15 tokens, found 5 of 14",
         ),
     ]
@@ -346,6 +351,9 @@ def test_a_gap_is_told_by_its_ends(tmp_path: Path, run: Callable[..., Report]) -
         (tmp_path / "out" / f"shard-0000000{number}.json").unlink()
     assert verify(tmp_path / "out") == ["shard-00000001 to shard-00000003: expected finished shards, found none"]
     with pytest.raises(FlashElmoError, match=r"run.json: expected a file, found none"):
+        verify(tmp_path)
+    (tmp_path / "run.json").mkdir()
+    with pytest.raises(FlashElmoError, match=r"run.json: expected an object of JSON, found something else"):
         verify(tmp_path)
 
 
