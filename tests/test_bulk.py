@@ -357,6 +357,34 @@ def test_a_gap_is_told_by_its_ends(tmp_path: Path, run: Callable[..., Report]) -
         verify(tmp_path)
 
 
+def test_entries_that_do_not_go_together_are_told(tmp_path: Path, run: Callable[..., Report]) -> None:
+    run()
+    for number, changes, problems in (
+        (
+            4,
+            {"begin": {"record": 21, "line": 22}, "end": {"record": 25}},
+            ["shard-00000004: expected record 20 first, found 21"],
+        ),
+        (2, {"last": True}, ["shard-00000003: expected no shard behind the input's end, found one"]),
+        (
+            4,
+            {"last": False},
+            [
+                "shard-00000004: expected 5 records, found 4",
+                "shard-00000005: expected a shard at the input's end, found none; --resume goes on",
+            ],
+        ),
+    ):
+        path = tmp_path / "out" / f"shard-0000000{number}.json"
+        before = path.read_bytes()
+        entry = json.loads(before)
+        for name, value in changes.items():
+            entry[name] = entry[name] | value if isinstance(value, dict) else value
+        path.write_text(json.dumps(entry))
+        assert verify(tmp_path / "out") == problems
+        path.write_bytes(before)
+
+
 def test_jobs_of_an_array_write_one_jobs_files(tmp_path: Path, run: Callable[..., Report]) -> None:
     run()
     reports = [run("array", num_shards=3, shard_id=shard_id) for shard_id in (2, 0, 1)]
