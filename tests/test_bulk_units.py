@@ -125,6 +125,20 @@ def test_what_differs_on_resume_is_named(corpus: Corpus) -> None:
         list(make_plan(corpus, resume=True).units)
 
 
+def test_an_input_that_became_shorter_is_told(corpus: Corpus) -> None:
+    plan = make_plan(corpus)
+    units, embed = list(plan.units), EmbedUnit(plan.corpus)
+    Path(corpus.input).write_text("\n".join(LINES[:8]) + "\n", encoding="utf-8")
+    for unit, message in (
+        (units[1], "expected 5 records from record 5 on, found 3; the input has changed: --overwrite starts over"),
+        (units[4], "expected record 20, found the end"),
+    ):
+        with pytest.raises(FlashElmoError, match=f"text: {message}"):
+            embed(batch([unit]))
+        assert list(contents(corpus.folder)) == ["run.json"]
+    embed._reader.close()
+
+
 def test_a_unit_waits_for_a_process_that_was_given_up(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
     from flashelmo.engine.bulk import units as module
 
