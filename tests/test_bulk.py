@@ -230,7 +230,7 @@ def test_skipped_records_are_told_and_counted(tmp_path: Path, text_file: Path, r
     with pytest.raises(KeyError):
         found["1"]
     with pytest.raises(FlashElmoError, match=r"record: expected its number or its id, found 1\.5"):
-        found[1.5]  # type: ignore[index]
+        found[1.5]  # type: ignore[call-overload]
 
 
 def test_tokens_may_be_left_out(tmp_path: Path, run: Callable[..., Report]) -> None:

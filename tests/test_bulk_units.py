@@ -101,6 +101,7 @@ def test_finished_units_are_not_planned_and_damaged_ones_are(corpus: Corpus, exp
         ({"options": {"threads": 0}}, "threads: expected 1 "),
         ({"options": {"word_cache": "/dev/null"}}, "/dev/null: cannot be opened as a file of word vectors"),
         ({"shard_records": 0}, "shard_records: expected 1 or more, found 0"),
+        ({"output": Output(3)}, "layers: expected a layer from 0 to 2, found 3"),
         ({"reader": {"format": "jsonl"}}, "text: line 1, byte 1: expected JSON, found"),
     ],
 )
