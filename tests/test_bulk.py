@@ -2,6 +2,7 @@
 
 import copy
 import errno
+import gc
 import gzip
 import json
 import os
@@ -11,6 +12,7 @@ import threading
 import time
 from collections import namedtuple
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,8 @@ from flashelmo.engine.bulk.parts import Part, Place, Reader
 from flashelmo.engine.bulk.records import open_reader
 from flashelmo.engine.bulk.report import Report
 from flashelmo.engine.bulk.run import embed_corpus
-from flashelmo.engine.bulk.shards import Rows
+from flashelmo.engine.bulk.shard_writer import ShardWriter
+from flashelmo.engine.bulk.shards import Rows, Shard, Target
 from flashelmo.engine.bulk.source import default_shard_records
 from flashelmo.engine.bulk.stages import Stage
 from flashelmo.engine.bulk.units import Corpus, make_plan
@@ -231,6 +234,8 @@ def test_skipped_records_are_told_and_counted(tmp_path: Path, text_file: Path, r
             found[absent]
     with pytest.raises(KeyError):
         found["1"]
+    with pytest.raises(FlashElmoError, match=r"record: expected its number or its id, found 1\.5"):
+        found[1.5]  # type: ignore[call-overload]
 
 
 def test_tokens_may_be_left_out(tmp_path: Path, run: Callable[..., Report]) -> None:
@@ -283,6 +288,7 @@ def test_damage_is_found_and_mended(tmp_path: Path, run: Callable[..., Report], 
     run(**options)
     before = contents(out)
     data = "shard-00000001.safetensors" if shard_format == "native" else "shard-00000001.parquet"
+    entry = before["shard-00000001.json"]
 
     def changed(content: bytes) -> bytes:
         return content[:-9] + bytes([content[-9] ^ 1]) + content[-8:]
@@ -298,24 +304,32 @@ def test_damage_is_found_and_mended(tmp_path: Path, run: Callable[..., Report], 
             "shard-00000001.json: expected a finished shard's entry, found something else",
         ),
         (
-            {"shard-00000001.json": before["shard-00000001.json"].replace(b'"last"', b'"least"')},
+            {"shard-00000001.json": entry.replace(b'"last"', b'"least"')},
             "shard-00000001.json: expected a finished shard's entry, found something else",
         ),
         (
-            {"shard-00000001.json": before["shard-00000001.json"].replace(b'"skipped": []', b'"skipped": 0')},
+            {"shard-00000001.json": entry.replace(b'"skipped": []', b'"skipped": 0')},
             "shard-00000001.json: expected a finished shard's entry, found something else",
         ),
         ({"shard-00000001.json": before["shard-00000002.json"]}, "shard-00000001.json: expected the entry of shard 1"),
         (
-            {"shard-00000001.json": before["shard-00000001.json"].replace(b'"rows": 14', b'"rows": 15')},
+            {"shard-00000001.json": entry.replace(b'"rows": 14', b'"rows": 15')},
             "shard-00000001.json: expected a finished shard's entry, found something else",
         ),
         (
-            {"shard-00000001.json": before["shard-00000001.json"].replace(b'"skipped": []', b'"skipped": ["x"]')},
+            {"shard-00000001.json": entry.replace(b'"skipped": []', b'"skipped": ["x"]')},
             "shard-00000001.json: expected a finished shard's entry, found something else",
         ),
         (
-            {"shard-00000001.json": json.dumps({**without_sum(before["shard-00000001.json"]), "tokens": 15}).encode()},
+            {
+                "shard-00000001.json": json.dumps(without_sum(entry))
+                .encode()
+                .replace(b'"shard-00000001.parquet"', b'"../text.txt"')
+            },
+            "shard-00000001.json: expected the entry of shard 1, found another",
+        ),
+        (
+            {"shard-00000001.json": json.dumps({**without_sum(entry), "tokens": 15}).encode()},
             "shard-00000001.parquet: expected 5 records of 15 tokens, found 5 of 14",
         ),
     ]
@@ -378,6 +392,37 @@ def test_a_gap_is_told_by_its_ends(tmp_path: Path, run: Callable[..., Report]) -
     assert verify(tmp_path / "out") == ["shard-00000001 to shard-00000003: expected finished shards, found none"]
     with pytest.raises(FlashElmoError, match=r"run.json: expected a file, found none"):
         verify(tmp_path)
+    (tmp_path / "run.json").mkdir()
+    with pytest.raises(FlashElmoError, match=r"run.json: expected an object of JSON, found something else"):
+        verify(tmp_path)
+
+
+def test_entries_that_do_not_go_together_are_told(tmp_path: Path, run: Callable[..., Report]) -> None:
+    run()
+    for number, changes, problems in (
+        (
+            4,
+            {"begin": {"record": 21, "line": 22}, "end": {"record": 25}},
+            ["shard-00000004: expected record 20 first, found 21"],
+        ),
+        (2, {"last": True}, ["shard-00000003: expected no shard behind the input's end, found one"]),
+        (
+            4,
+            {"last": False},
+            [
+                "shard-00000004: expected 5 records, found 4",
+                "shard-00000005: expected a shard at the input's end, found none; --resume goes on",
+            ],
+        ),
+    ):
+        path = tmp_path / "out" / f"shard-0000000{number}.json"
+        before = path.read_bytes()
+        entry = without_sum(before)
+        for name, value in changes.items():
+            entry[name] = entry[name] | value if isinstance(value, dict) else value
+        path.write_text(json.dumps(entry))
+        assert verify(tmp_path / "out") == problems
+        path.write_bytes(before)
 
 
 def test_jobs_of_an_array_write_one_jobs_files(tmp_path: Path, run: Callable[..., Report]) -> None:
@@ -494,21 +539,31 @@ def test_a_fingerprint_tells_models_apart(tmp_path: Path, monkeypatch: pytest.Mo
 # ------------------------------------------------------------------------------------------------ disks and inputs fail
 
 
+@pytest.mark.parametrize(
+    ("shard_format", "suffixes"),
+    [("native", (".safetensors", ".parquet", ".json")), ("parquet", (".parquet", ".json"))],
+)
 def test_a_full_disk_ends_the_run_and_keeps_what_is_finished(
-    tmp_path: Path, run: Callable[..., Report], monkeypatch: pytest.MonkeyPatch, no_waiting: None
+    shard_format: str,
+    suffixes: tuple[str, ...],
+    tmp_path: Path,
+    run: Callable[..., Report],
+    monkeypatch: pytest.MonkeyPatch,
+    no_waiting: None,
 ) -> None:
+    run = partial(run, format=shard_format)
     run("whole")
     write, full = NewFile.write, {"suffix": ""}
     tried: list[str] = []
 
     def fill(file: NewFile, data: Any) -> int:
-        if file.path.name == f"shard-00000002{full['suffix']}":
+        if file.path.name == f"shard-00000002{full['suffix']}" and (file.tell() or full["suffix"] == ".json"):  # begun
             tried.append(file.path.name)
             raise OSError(errno.ENOSPC, "No space left on device")
         return write(file, data)
 
     monkeypatch.setattr(NewFile, "write", fill)
-    for suffix in (".safetensors", ".parquet", ".json"):
+    for suffix in suffixes:
         full["suffix"] = suffix
         tried.clear()
         with pytest.raises(FlashElmoError) as caught:
@@ -516,13 +571,27 @@ def test_a_full_disk_ends_the_run_and_keeps_what_is_finished(
         told = (
             "out: shard-00000002: No space left on device; tried 3 times. --resume goes on: finished shards are kept, 2"
         )
-        assert str(caught.value).endswith(told) and tried == 3 * [f"shard-00000002{suffix}"]
+        assert str(caught.value).endswith(told) and set(tried) == {f"shard-00000002{suffix}"}
         assert not list((tmp_path / "out").glob(".*.tmp"))
         found = verify(tmp_path / "out")
         assert found == ["shard-00000002: expected a shard at the input's end, found none; --resume goes on"]
     full["suffix"] = ""
     assert run(resume=True).kept == 2
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_an_abandoned_shard_leaves_nothing_and_says_nothing(tmp_path: Path, text_file: Path) -> None:
+    """PyArrow's writer would write the end of the file when it is freed."""
+    part = open_reader(text_file).take(5)
+    assert part is not None
+    shard, output = Shard.of(0, part, False), Output("top")
+    writer = ShardWriter(Target(tmp_path, output, Rows((8,), "float32", False), "parquet", True), shard)
+    writer.write(np.zeros((3, 8), np.float32))
+    assert [path.name for path in tmp_path.glob(".*")] == [".shard-00000000.parquet.tmp"]
+    writer.abort()
+    del writer
+    gc.collect()
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_a_shard_is_tried_again(

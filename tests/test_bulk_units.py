@@ -102,6 +102,7 @@ def test_finished_units_are_not_planned_and_damaged_ones_are(corpus: Corpus, exp
         ({"options": {"threads": 0}}, "threads: expected 1 "),
         ({"options": {"word_cache": "/dev/null"}}, "/dev/null: cannot be opened as a file of word vectors"),
         ({"shard_records": 0}, "shard_records: expected 1 or more, found 0"),
+        ({"output": Output(3)}, "layers: expected a layer from 0 to 2, found 3"),
         ({"reader": {"format": "jsonl"}}, "text: line 1, byte 1: expected JSON, found"),
     ],
 )
@@ -144,6 +145,20 @@ def test_what_differs_on_resume_is_named(corpus: Corpus) -> None:
     Path(corpus.input).write_text("\n".join(["other", *LINES[1:]]) + "\n", encoding="utf-8")
     with pytest.raises(FlashElmoError, match="records 0 to 4 are not those of shard 0"):
         list(make_plan(corpus, resume=True).units)
+
+
+def test_an_input_that_became_shorter_is_told(corpus: Corpus) -> None:
+    plan = make_plan(corpus)
+    units, embed = list(plan.units), EmbedUnit(plan.corpus)
+    Path(corpus.input).write_text("\n".join(LINES[:8]) + "\n", encoding="utf-8")
+    for unit, message in (
+        (units[1], "expected 5 records from record 5 on, found 3; the input has changed: --overwrite starts over"),
+        (units[4], "expected record 20, found the end"),
+    ):
+        with pytest.raises(FlashElmoError, match=f"text: {message}"):
+            embed(batch([unit]))
+        assert list(contents(corpus.folder)) == ["run.json"]
+    embed._reader.close()
 
 
 def test_a_unit_waits_for_a_process_that_was_given_up(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -159,6 +159,8 @@ def test_what_is_no_text_is_refused(tmp_path: Path, text: bytes, name: str, foun
         b">quoted\nAnd God said\n",
         b">one\n",
         b"the\tcat\nthe\tdog\n",
+        6 * b"red\tcar\nold\tcar\n",
+        6 * b"the\tcat\n" + b"\na\tb\nc\td\ne\tf\ng\th\ni\tj\nk\tl\n",
         b"the cat\tsat\non a mat\n",
         b"the cat\t\nthe dog\t\n",
         b"1\t2\t3\t4\t5\t6\t7\t8\t9\n",

@@ -111,7 +111,7 @@ def test_a_state_survives_smaller_batches_and_is_reset() -> None:
     model = MODELS["skip"]
     reference = ReferenceRuntime(model, stateful=True)
     embedder = ElmoEmbedder(model, stateful=True, batch_size=5)
-    for batch in (SENTENCES[:3], SENTENCES[:1], SENTENCES):
+    for batch in (SENTENCES[:1], SENTENCES[:3], SENTENCES[:1], SENTENCES):
         assert_close(embedder.embed_batch(batch), reference.embed_batch(batch), tolerance("fp32"))
     first = ElmoEmbedder(model, stateful=True).embed_sentence(SENTENCES[0])
     assert np.abs(first - embedder.embed_sentence(SENTENCES[0])).max() > 1e-3
@@ -166,6 +166,17 @@ def test_settings_do_not_change_the_vectors(
     embedder = ElmoEmbedder(MODELS["skip"], **settings)  # type: ignore[arg-type]
     assert_close(embedder.embed_batch(sentences), expected, tolerance("fp32"))
     assert_close(embedder.embed_batch(sentences), expected, tolerance("fp32"))  # with whatever the cache holds now
+
+
+@pytest.mark.parametrize("n", [4, 1500])
+def test_a_full_cache_forgets_the_word_that_was_not_used_for_longest(n: int) -> None:
+    embedder, computed = ElmoEmbedder(MODELS["skip"], cache_bytes=16 * n), []
+    words = [[f"word{k}"] for k in range(n - 2)]  # and both boundaries
+    for batch in (words, words, [["other"]], words[1:], words[:1]):
+        before = embedder.statistics.distinct_words
+        embedder.embed_batch(batch)
+        computed.append(embedder.statistics.distinct_words - before)
+    assert computed == [n, 0, 1, 0, 1]
 
 
 def test_order_and_company_do_not_change_the_vectors(sentences: list[list[str]], expected: Vectors) -> None:

@@ -1,6 +1,7 @@
 """The forests against sentences walked one by one."""
 
 from itertools import pairwise
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -96,14 +97,28 @@ def test_nodes_of_a_depth_stand_in_order_and_are_distinct(sentences: list[list[i
             assert nodes == sorted(set(nodes))
 
 
+def assert_same_nodes(one: Schedule, other: Schedule) -> None:
+    for ours, expected in ((one.forward, other.forward), (one.backward, other.backward)):
+        for name in ("words", "parents", "depths", "token_nodes"):
+            found, wanted = getattr(ours, name), getattr(expected, name)
+            assert found.dtype == wanted.dtype and np.array_equal(found, wanted), name
+
+
+@given(windows, st.booleans(), st.booleans(), st.booleans())
+def test_a_large_window_depth_by_depth_has_the_same_nodes(
+    sentences: list[list[int]], keep: bool, share: bool, complete: bool
+) -> None:
+    table = schedule_of(sentences, keep=keep, share=share, complete=complete)
+    with patch("flashelmo.engine.text.schedule.DENSE_FOREST_CELLS", 0):
+        assert_same_nodes(schedule_of(sentences, keep=keep, share=share, complete=complete), table)
+
+
 @given(st.lists(st.integers(0, 6), max_size=9), st.booleans())
 def test_a_sentence_by_itself_has_the_forests_that_it_has_in_company(sentence: list[int], share: bool) -> None:
     alone = schedule_of([sentence], keep=False, share=share, complete=False)
     beside = schedule_of([sentence, []], keep=False, share=share, complete=False)
+    assert_same_nodes(alone, beside)
     for ours, expected in ((alone.forward, beside.forward), (alone.backward, beside.backward)):
-        for name in ("words", "parents", "depths", "token_nodes"):
-            found, wanted = getattr(ours, name), getattr(expected, name)
-            assert found.dtype == wanted.dtype and np.array_equal(found, wanted), name
         assert ours.order.tolist() == [0] and ours.order.dtype == expected.order.dtype
     assert alone.token_words.tolist() == beside.token_words.tolist() == sentence
     assert alone.offsets.tolist() == beside.offsets[:2].tolist()

@@ -347,16 +347,19 @@ def test_a_body_that_is_no_json(content: bytes, headers: dict[str, str], text: s
 
 
 @pytest.mark.parametrize(
-    ("data", "text"),
+    ("data", "size", "text"),
     [
-        (b"", "binary_data_size: expected a number up to 0, found 5"),
-        (b"\x09\0\0\0a", "binary_data_size: expected UTF-8 texts, each preceded by its length"),
-        (b"\x01\0\0\0\xff", "binary_data_size: expected UTF-8 texts, each preceded by its length"),
-        (b"\0\0\0\0\0", "binary_data_size: expected UTF-8 texts, each preceded by its length"),
+        (b"", 5, "binary_data_size: expected a number up to 0, found 5"),
+        (b"\x01\0\0\0a", "5", "binary_data_size: expected a number up to 5, found '5'"),
+        (b"\x01\0\0\0a", 5.0, "binary_data_size: expected a number up to 5, found 5.0"),
+        (b"\x01\0\0\0a", -1, "binary_data_size: expected a number up to 5, found -1"),
+        (b"\x09\0\0\0a", 5, "binary_data_size: expected UTF-8 texts, each preceded by its length"),
+        (b"\x01\0\0\0\xff", 5, "binary_data_size: expected UTF-8 texts, each preceded by its length"),
+        (b"\0\0\0\0\0", 5, "binary_data_size: expected UTF-8 texts, each preceded by its length"),
     ],
 )
-def test_a_binary_tensor_that_is_none(data: bytes, text: str, server: Server) -> None:
-    head = json.dumps(tensor(data=None, parameters={"binary_data_size": 5})).encode()
+def test_a_binary_tensor_that_is_none(data: bytes, size: object, text: str, server: Server) -> None:
+    head = json.dumps(tensor(data=None, parameters={"binary_data_size": size})).encode()
     headers = {"Inference-Header-Content-Length": str(len(head))}
     answer = server.http.post("/v2/models/tiny/infer", content=head + data, headers=headers)
     assert answer.status_code == 400 and of_infer(answer.json()).startswith(f"inputs[0].parameters.{text}")

@@ -48,10 +48,15 @@ def lengths(worker: FakeWorker) -> list[int]:
     return [len(tokens) for tokens in worker.sentences()]
 
 
-def waiting(service: Service) -> int:
-    """Requests in line, as the metrics have it."""
-    (line,) = re.findall(r"^flashelmo_queue_size (\d+)", service.metrics.text().decode(), flags=re.MULTILINE)
-    return int(line)
+def figure(service: Service, name: str) -> float:
+    """One of the metrics."""
+    (found,) = re.findall(rf"^flashelmo_{name} (\S+)", service.metrics.text().decode(), flags=re.MULTILINE)
+    return float(found)
+
+
+def waiting(service: Service) -> float:
+    """Requests in line."""
+    return figure(service, "queue_size")
 
 
 def answered(task: "asyncio.Task[Any]") -> list[int]:
@@ -84,6 +89,14 @@ async def test_what_waits_is_one_window(service: Service, worker: FakeWorker, as
     worker.finish()
     await settle()
     assert [*map(answered, [first, *others])] == [[1], [2, 3], [0], [4]]
+    for name, value in {
+        "request_queue_duration_count": 4,
+        "request_inference_duration_count": 2,
+        "batch_next_size_sum": 4,
+        "batch_next_tokens_sum": 10,
+        "token_count_total": 10,
+    }.items():
+        assert figure(service, name) == value, name
 
 
 @scene(max_batch_tokens=10)

@@ -119,6 +119,15 @@ def test_a_captured_step_is_the_step(tmp_path: Path, played: Callable[..., Card]
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
+def test_a_loss_is_the_mean_of_the_steps_since_the_last_one(tmp_path: Path) -> None:
+    first, *others = losses(new_step(tmp_path), 4)
+    step = new_step(tmp_path)
+    assert losses(step, 1) == [first]
+    for k in range(1, 4):
+        step(step.streams[k], 0.01)  # type: ignore[attr-defined]
+    np.testing.assert_allclose(step.read(), np.mean(others, axis=0), rtol=1e-6)
+
+
 @pytest.mark.parametrize("clip", [1e-2, 1e6])
 def test_steps_by_kernels_are_those_by_operations(tmp_path: Path, clip: float) -> None:
     """Cells and Adagrad, in Triton's interpreter."""

@@ -17,7 +17,7 @@ from flashelmo.engine.cpu.word_file import PAGE_BYTES, WordFile
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError
 
-SIZE = 8
+SIZE = 512  # as published models have: a page holds 7 vectors, and almost an eighth
 ONE = {"sha256": "one", "precision": "fp32"}
 
 
@@ -91,13 +91,16 @@ def test_only_runtimes_of_the_processor_take_it(tmp_path: Path) -> None:
         embedder(tmp_path / "words", runtime="reference")
 
 
-def test_it_never_grows_beyond_its_bound(tmp_path: Path) -> None:
-    path, bound = tmp_path / "words", 8 * PAGE_BYTES
+@pytest.mark.parametrize("n_letters", [1, 1000])
+@pytest.mark.parametrize("n_at_once", [100, 1000])
+def test_it_never_grows_beyond_its_bound(n_at_once: int, n_letters: int, tmp_path: Path) -> None:
+    path, bound = tmp_path / "words", 100 * PAGE_BYTES
     file = opened(path, max_bytes=bound)
-    names = [f"word {k}" for k in range(5000)]
-    for start in range(0, len(names), 100):
-        file.write(names[start : start + 100], vectors_of(names[start : start + 100]))
-    assert 3 * PAGE_BYTES < path.stat().st_size <= bound
+    names = [f"word {k:{n_letters}}" for k in range(1000)]
+    for start in range(0, len(names), n_at_once):
+        part = names[start : start + n_at_once]
+        file.write(part, vectors_of(part))
+    assert 0.75 * bound < path.stat().st_size <= bound
     found = known(opened(path), names)
     assert 200 < len(found) < len(names) and found[:200] == names[:200]
 
@@ -165,6 +168,7 @@ def test_a_file_that_cannot_be_written_ends_no_run(tmp_path: Path, caplog: pytes
     with caplog.at_level(logging.WARNING, "flashelmo"):
         for _ in range(2):
             file.write(["a"], vectors_of(["a"]))
+        for _ in range(2):
             assert known(file, ["a"]) == []
     assert [record.getMessage().partition(": ")[2].partition(":")[0] for record in caplog.records] == [
         "cannot be written",

@@ -117,7 +117,7 @@ def begun_shard_records(folder: Path) -> int | None:
 def first_difference(begun: Any, found: Any, name: str = "") -> tuple[str, str, str] | None:
     """Return the name of the first thing that differs, and both its values."""
     if isinstance(begun, dict) and isinstance(found, dict):
-        for key in [*begun, *(key for key in found if key not in begun)]:
+        for key in begun | found:
             inner = f"{name}.{key}" if name else str(key)
             if (difference := first_difference(begun.get(key), found.get(key), inner)) is not None:
                 return difference

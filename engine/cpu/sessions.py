@@ -11,7 +11,7 @@ try:
 except ImportError as error:
     raise MissingExtraError("onnxruntime", "cpu", "running ELMo on the CPU") from error
 
-# Threads that wait for work poll for so long, and then sleep. By default they poll for milliseconds and more, and so keep
+# Threads that wait for work poll for so long, and then sleep. By default they poll for milliseconds and more, and keep
 # cores from threads that have work as soon as the machine does anything else. Versions before 1.26 do so still.
 POLLED_MICROSECONDS = 50
 

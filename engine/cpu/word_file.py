@@ -28,6 +28,7 @@ logger = logging.getLogger("flashelmo")
 APPLICATION_ID = 0x464C4D4F  # "FLMO", in the header of a SQLite file
 PAGE_BYTES = 1 << 14  # holds several vectors; a page of 4 KiB would hold one and be half empty
 ROW_BYTES = 64  # per word, in addition to its vector and twice its letters
+SPLIT_PAGES = 3  # that few words may add: of the words, and of their index
 MOST_AT_ONCE = 500  # words per query; SQLite takes 999 or more
 WAIT_SECONDS = 60.0  # for another run to finish writing
 SCHEMA = (
@@ -85,10 +86,11 @@ class WordFile:
         try:
             database.execute("BEGIN IMMEDIATE")
             with database:  # commits, or rolls back
-                free = self._max_bytes - PAGE_BYTES * database.execute("PRAGMA page_count").fetchone()[0]
+                n_pages = database.execute("PRAGMA page_count").fetchone()[0] + SPLIT_PAGES
                 keys = [name.encode() for name in names]
-                ends = np.cumsum([4 * self._size + 2 * len(key) + ROW_BYTES for key in keys])
-                n_kept = int(np.searchsorted(ends, free, side="right"))
+                sizes = np.array([4 * self._size + 2 * len(key) + ROW_BYTES for key in keys], np.int64)
+                sizes = sizes * PAGE_BYTES / (PAGE_BYTES - np.minimum(sizes, PAGE_BYTES // 2))  # a page has whole rows
+                n_kept = int(np.searchsorted(np.cumsum(sizes), self._max_bytes - n_pages * PAGE_BYTES, side="right"))
                 vectors = [value.tobytes() for value in values[:n_kept].astype("<f4", copy=False)]
                 rows = [(key, vector, zlib.crc32(vector)) for key, vector in zip(keys, vectors, strict=False)]
                 database.executemany("INSERT OR REPLACE INTO words VALUES (?, ?, ?)", rows)

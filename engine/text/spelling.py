@@ -223,7 +223,7 @@ def _spell(units: Array, offsets: Int64, special_ids: SpecialIds, max_characters
     ids[np.arange(n_words), lengths + 1] = special_ids.end_word
     # the k-th character that is kept is at units[k + skipped] and goes to position k + moved of the flat ids
     ends = np.cumsum(lengths)
-    kept = np.arange(ends[-1] if n_words else 0)
+    kept = np.arange(lengths.sum())
     skipped = np.repeat(offsets[:-1] - (ends - lengths), lengths)
     moved = np.repeat(np.arange(n_words) * max_characters + 1 - (ends - lengths), lengths)
     ids.reshape(-1)[kept + moved] = units[kept + skipped].astype(np.int32) + shift

@@ -72,7 +72,7 @@ def kind_of(head: bytes) -> str | None:
         return "CoNLL-U"
     if _is_json(lines):
         return "JSON lines"
-    if "" in every and _is_tagged([line.split("\t") for line in lines]):
+    if "" in every[:-1] and _is_tagged([line.split("\t") for line in lines]):
         return "tokens with tags"
     return "a table" if _is_table(columns) else None
 

@@ -127,7 +127,7 @@ def _read_configuration(folder: Path) -> tuple[Mapping[str, Any], Path]:
     given = PureWindowsPath(str(arguments.get("config_path") or ""))  # splits at both / and \\
     inside = not given.anchor and ".." not in given.parts
     for candidate in (given.as_posix(), given.name) if inside else (given.name,):
-        if given.name and (folder / candidate).is_file():
+        if (folder / candidate).is_file():
             return read_json(folder / candidate), folder / candidate
     if "encoder" in arguments and "token_embedder" in arguments:
         return arguments, folder / "config.json"
