@@ -33,7 +33,7 @@ InputFormat = Annotated[
         help="Format of the input; default: by its name's suffix.",
     ),
 ]
-Field = Annotated[str | None, typer.Option(help="Field or column to embed.")]
+Field = Annotated[str | None, typer.Option(help="Field or column to embed; default: text.")]
 IdField = Annotated[str | None, typer.Option(help="Field or column with the records' ids.")]
 Tokenizer = Annotated[
     str | None, typer.Option(metavar="whitespace|characters|moses|spacy:MODEL", help="Tokenizer for raw text.")
