@@ -163,7 +163,9 @@ def _embedded(elmo: ElmoEmbedder, sentences: Iterable[Sequence[str]], layers: La
 def _position(tokens: Sequence[str], word: str | int) -> int:
     if isinstance(word, str):
         if word not in tokens:
-            raise FlashElmoError(f"word: expected a word of {' '.join(tokens)!r}, found {word!r}")
+            near = next((token for token in tokens if word and word in token), None)
+            advice = "" if near is None else f"; {near!r} is one word, as only white space ends one"
+            raise FlashElmoError(f"word: expected a word of {' '.join(tokens)!r}, found {word!r}{advice}")
         return list(tokens).index(word)
     return whole_number("word", word, 0, len(tokens) - 1)
 

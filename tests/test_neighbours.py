@@ -83,6 +83,12 @@ def test_a_text_is_embedded_once_for_all_uses(elmo: ElmoEmbedder, monkeypatch: p
     ("query", "word", "layers", "message"),
     [
         ("a load", "light", "average", "word: expected a word of 'a load', found 'light'"),
+        (
+            "no load, sir",
+            "load",
+            "average",
+            "word: expected a word of 'no load, sir', found 'load'; 'load,' is one word, as only white space ends one",
+        ),
         ("a load", 2, "average", "word: expected 0 to 1, found 2"),
         ("", 0, "average", "query: expected a sentence with a word in it, found ''"),
         ("a load", "load", "all", "layers: expected a layer's number, 'top' or 'average', found 'all'"),
