@@ -279,7 +279,7 @@ def test_tokens_that_are_no_text() -> None:
         (b'{"text": "a b"}\n', "expected a sentence a line, found JSON lines"),
         (b'[{"text": "a b"}, {"text": "c"}]', "expected a sentence a line, found JSON;"),
         (b'{\n  "text": "a b",\n', "expected a sentence a line, found JSON;"),
-        ("a b\nc d\n".encode("utf-16-le"), "found text that looks like UTF-16"),
+        ("a b\nc d\n".encode("utf-16-le"), "found text that looks like UTF-16; `iconv -f UTF-16"),
     ],
     ids=["xz", "bzip2", "gzip", "ZIP", "Office", "RTF", "XML", "HTML", "JSON lines", "a list", "an object", "UTF-16"],
 )
