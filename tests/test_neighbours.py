@@ -179,8 +179,8 @@ def test_the_command_prints_each_sentence_and_its_neighbours(
 def test_the_command_reads_what_embed_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("sacremoses", reason="the extra [bulk] is not installed")
     write_native(MODELS[NAME], tmp_path / "model")
-    (tmp_path / "text.csv.gz").write_bytes(gzip.compress(b'id,text\n1,"The light, of day."\n'))
-    arguments = ["neighbours", str(tmp_path / "text.csv.gz"), "light", "A light, load.", "--device", "cpu"]
+    (tmp_path / "text.csv.gz").write_bytes(gzip.compress(b'id,title\n1,"The light, of day."\n'))
+    arguments = ["neighbours", str(tmp_path / "text.csv.gz"), "light", "A light, load.", "--field", "title"]
     assert main([*arguments, "--model", str(tmp_path / "model"), "--tokenizer", "moses"]) == 0
     assert "The [light] , of day ." in capsys.readouterr().out
     assert main([*arguments, "--model", str(tmp_path / "model")]) == 1

@@ -7,15 +7,18 @@ from collections.abc import Iterator
 from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flashelmo.cli.arguments import Options, Precision, Threads, parse_layers
-from flashelmo.cli.bulk import Tokenizer
+from flashelmo.cli.bulk import Field, InputFormat, Tokenizer
 from flashelmo.cli.terminal import warnings_to_stderr
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.text.sentences import SURROGATE
+
+if TYPE_CHECKING:
+    from flashelmo.engine.bulk.parts import Reader
 
 TOKENS_AROUND = 6  # of a neighbour, on either side
 
@@ -35,25 +38,29 @@ def neighbours(
     layers: Annotated[str, typer.Option(metavar="average|top|0", help="Layers to compare.")] = "average",
     n: Annotated[int, typer.Option("-n", min=1, help="Number of neighbours for each sentence.")] = 5,
     same_word: Annotated[bool, typer.Option("--same-word", help="Only other occurrences of the same word.")] = False,
+    input_format: InputFormat = None,
+    field: Field = None,
     tokenizer: Tokenizer = None,
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|cuda:1", help="Device to compute on.")] = "auto",
     precision: Precision = "auto",
     threads: Threads = None,
 ) -> None:
     """Find a word's nearest neighbours in a text. They are compared in their contexts."""
+    from flashelmo.engine.bulk.records import open_reader
     from flashelmo.engine.bulk.tokenizers import lines_of, tokenize, tokenizer_of
     from flashelmo.engine.embedder import ElmoEmbedder
     from flashelmo.engine.neighbours import Use, check_layers, neighbours_of
 
     word, *sentences = map(_in_utf8, (word, *sentences))
     split = tokenizer or "whitespace"
+    reader = open_reader(text, input_format, field=field, tokenizer=split)
     tokens, offsets = tokenize(lines_of(sentences), tokenizer_of(split))
     uses = [Use.of(tokens[start:stop].to_pylist(), word, same_word) for start, stop in pairwise(offsets.tolist())]
     compared = parse_layers(layers)
     check_layers(compared)
-    with warnings_to_stderr(quiet=True):
+    with closing(reader), warnings_to_stderr(quiet=True):
         elmo = ElmoEmbedder.load(model, options_file=options, device=device, precision=precision, threads=threads)
-        found = neighbours_of(elmo, _sentences(text, split), uses, n=n, layers=compared)
+        found = neighbours_of(elmo, _sentences(reader), uses, n=n, layers=compared)
         for sentence, nearest in zip(sentences, found, strict=True):
             print(f"{word} in: {sentence}" + ("" if nearest else "\n  none found"))
             for each in nearest:
@@ -75,11 +82,8 @@ def _in_utf8(argument: str) -> str:
         raise FlashElmoError(f"word, SENTENCE: expected UTF-8, found {argument!a}") from None
 
 
-def _sentences(text: str, tokenizer: str) -> Iterator[list[str]]:
+def _sentences(reader: Reader) -> Iterator[list[str]]:
     """The tokens of a text's sentences."""
-    from flashelmo.engine.bulk.records import open_reader
-
-    with closing(open_reader(text, tokenizer=tokenizer)) as reader:
-        while (part := reader.take(1 << 12)) is not None:
-            for window in part.records().windows(1 << 12, 1 << 16):
-                yield from map(window.tokens, range(len(window)))
+    while (part := reader.take(1 << 12)) is not None:
+        for window in part.records().windows(1 << 12, 1 << 16):
+            yield from map(window.tokens, range(len(window)))
