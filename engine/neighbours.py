@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from heapq import heappush, heappushpop
@@ -163,7 +164,9 @@ def _embedded(elmo: ElmoEmbedder, sentences: Iterable[Sequence[str]], layers: La
 def _position(tokens: Sequence[str], word: str | int) -> int:
     if isinstance(word, str):
         if word not in tokens:
-            raise FlashElmoError(f"word: expected a word of {' '.join(tokens)!r}, found {word!r}")
+            near = next((token for token in tokens if re.fullmatch(rf"\W*{re.escape(word)}\W*", token)), None)
+            advice = "" if near is None else f"; {near!r} is one word"
+            raise FlashElmoError(f"word: expected a word of {' '.join(tokens)!r}, found {word!r}{advice}")
         return list(tokens).index(word)
     return whole_number("word", word, 0, len(tokens) - 1)
 

@@ -57,6 +57,7 @@ NOT_RUN = {
     ("docs/coming-from.md", "from bilm import"): "bilm-tf's",
     ("docs/coming-from.md", "from simple_elmo import"): "simple_elmo's",
     ("docs/coming-from.md", "from elmoformanylangs"): "ELMoForManyLangs'",
+    ("docs/coming-from.md", "python -m elmoformanylangs"): "likewise its command",
     ("docs/coming-from.md", "as SeqVec"): "SeqVec's",
     ("docs/coming-from.md", "import tensorflow_hub"): "TensorFlow's",
     ("docs/coming-from.md", "import ELMoEmbeddings"): "flair's of old",

@@ -275,7 +275,7 @@ def test_flair_trains_a_tagger(tmp_path: Path) -> None:
     tags = corpus.make_label_dictionary("pos")
     plain = {"use_crf": False, "use_rnn": False, "reproject_embeddings": False, "dropout": 0.0, "word_dropout": 0.0}
     tagger = SequenceTagger(ElmoEmbeddings(tmp_path / "model"), tags, "pos", locked_dropout=0.0, **plain)
-    ModelTrainer(tagger, corpus).train(tmp_path, learning_rate=0.1, mini_batch_size=2, max_epochs=2, optimizer=AdamW)
+    ModelTrainer(tagger, corpus).train(tmp_path, learning_rate=0.01, mini_batch_size=2, max_epochs=2, optimizer=AdamW)
     sentence = Sentence(["the", "cat", "sat", "7"])
     SequenceTagger.load(tmp_path / "final-model.pt").predict(sentence)
     assert [label.value for label in sentence.get_labels("pos")] == ["DET", "NOUN", "VERB", "NUM"]

@@ -1,5 +1,6 @@
 """Neighbours of a word in context."""
 
+import gzip
 import os
 import subprocess
 import sys
@@ -83,6 +84,12 @@ def test_a_text_is_embedded_once_for_all_uses(elmo: ElmoEmbedder, monkeypatch: p
     ("query", "word", "layers", "message"),
     [
         ("a load", "light", "average", "word: expected a word of 'a load', found 'light'"),
+        (
+            "no load, sir",
+            "load",
+            "average",
+            "word: expected a word of 'no load, sir', found 'load'; 'load,' is one word",
+        ),
         ("a load", 2, "average", "word: expected 0 to 1, found 2"),
         ("", 0, "average", "query: expected a sentence with a word in it, found ''"),
         ("a load", "load", "all", "layers: expected a layer's number, 'top' or 'average', found 'all'"),
@@ -167,6 +174,17 @@ def test_the_command_prints_each_sentence_and_its_neighbours(
     assert main([*arguments[:4], "no such word", "--model", str(tmp_path / "model")]) == 1
     told = capsys.readouterr()
     assert (told.out, told.err) == ("", "flashelmo: word: expected a word of 'no such word', found 'light'\n")
+
+
+def test_the_command_reads_what_embed_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("sacremoses", reason="the extra [bulk] is not installed")
+    write_native(MODELS[NAME], tmp_path / "model")
+    (tmp_path / "text.csv.gz").write_bytes(gzip.compress(b'id,title\n1,"The light, of day."\n'))
+    arguments = ["neighbours", str(tmp_path / "text.csv.gz"), "light", "A light, load.", "--field", "title"]
+    assert main([*arguments, "--model", str(tmp_path / "model"), "--tokenizer", "moses"]) == 0
+    assert "The [light] , of day ." in capsys.readouterr().out
+    assert main([*arguments, "--model", str(tmp_path / "model")]) == 1
+    assert "found 'light'; 'light,' is one word" in capsys.readouterr().err
 
 
 def test_words_are_in_utf8_whatever_the_locale_says(tmp_path: Path) -> None:

@@ -173,9 +173,9 @@ def test_a_full_cache_forgets_the_word_that_was_not_used_for_longest(n: int) -> 
     embedder, computed = ElmoEmbedder(MODELS["skip"], cache_bytes=16 * n), []
     words = [[f"word{k}"] for k in range(n - 2)]  # and both boundaries
     for batch in (words, words, [["other"]], words[1:], words[:1]):
-        before = embedder.statistics.distinct_words
+        before = embedder.statistics.words_computed
         embedder.embed_batch(batch)
-        computed.append(embedder.statistics.distinct_words - before)
+        computed.append(embedder.statistics.words_computed - before)
     assert computed == [n, 0, 1, 0, 1]
 
 

@@ -261,6 +261,7 @@ HELD = {  # what a file holds: its bytes, and what reads it
     "FASTA": (b">a\nACDE\n", "format fasta reads it"),
     "CoNLL-U": (b"1\ta" + 8 * b"\t_" + b"\n", "format conllu reads it"),
     "JSON lines": (b'{"text": "a"}\n{"text": "b"}\n', "format jsonl reads them"),
+    "JSON": (b'[\n  {\n    "text": "a"\n  }\n]\n', r"`jq -c '\.\[\]'` puts each object of a list on a line"),
     "tokens with tags": (9 * b"a\tDT\nb\tNN\n\n", "format tags reads them"),
     "a table": (b"a b\tc\nd\te f\n", "format csv or tsv reads a column of it"),
     r"lines that end with \\r alone": (b"a b\rc\r", r"`tr '\\r' '\\n'` turns them into others"),
@@ -268,6 +269,7 @@ HELD = {  # what a file holds: its bytes, and what reads it
     "gzip": (gzip.compress(b"a\n"), r"a name that ends in \.gz is decompressed"),
     "Zstandard": (pa.compress(b"a\n", "zstd", asbytes=True), r"a name that ends in \.zst is decompressed"),
     "HDF5": (b"\x89HDF\r\n\x1a\n", "it is not read"),
+    "PDF": (b"%PDF-1.4\n1 0 obj\n", "it is not read"),
 }
 
 
@@ -340,6 +342,7 @@ def test_options_that_do_not_fit(options: dict[str, Any], said: str) -> None:
     ("header", "options", "said"),
     [
         ("x,y", {}, "expected a column 'text', found 'x', 'y'; field .* no header$"),
+        ("id;text", {}, "expected a column 'text', found 'id;text'; field .* no header; columns are separated by ','$"),
         ("x,y", {"field": "3"}, "expected a column '3', found 'x', 'y'; "),
         ("x,y", {"field": "9" * 5000}, "expected a column '999.*', found 'x', 'y'; "),
         ("text,x,text", {}, "expected one column 'text', found 2 of that name$"),
@@ -351,7 +354,7 @@ def test_options_that_do_not_fit(options: dict[str, Any], said: str) -> None:
         ("text," + "x" * (1 << 17) + "x", {}, "expected a header with the names of columns, found: field larger than"),
         ("text," + "x," * (1 << 19), {}, "expected a header of less than 1 MiB, found a longer one$"),
     ],
-    ids=range(7),
+    ids=range(8),
 )
 def test_headers_that_cannot_be_read(header: str, options: dict[str, Any], said: str, tmp_path: Path) -> None:
     path = tmp_path / "a.csv"

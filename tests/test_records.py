@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import random
+import re
 import sys
 from functools import partial
 from itertools import pairwise
@@ -19,7 +20,8 @@ from hypothesis import strategies as st
 from record_rows import Row, check_any_place, chunks, few, parts, rows, sizes, taken
 
 from flashelmo.engine.bulk.parts import Reader
-from flashelmo.engine.bulk.records import open_reader
+from flashelmo.engine.bulk.inputs import Input
+from flashelmo.engine.bulk.records import FORMATS, SUFFIXES, open_reader
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
 
 texts = st.text("ab ,\"'\t\n\ré\u3000", max_size=8)
@@ -171,6 +173,15 @@ def test_ids_of_parquet_may_be_whole_numbers(tmp_path: Path, kind: pa.DataType) 
 
 
 # ------------------------------------------------------------------------------------------------ where bytes come from
+
+
+def test_the_page_has_the_formats_and_their_suffixes(root: Path) -> None:
+    page = (root / "docs" / "bulk.md").read_text(encoding="utf-8")
+    rows = [row.split("|")[1:3] for row in page.split("| format | suffixes")[1].split("\n\n")[0].split("\n")[2:]]
+    assert tuple(name.strip(" `") for name, _ in rows) == FORMATS
+    said = {suffix: name.strip(" `") for name, suffixes in rows for suffix in re.findall(r"`(.+?)`", suffixes)}
+    assert said == SUFFIXES
+    assert all(Input(f"a.b{suffix.upper()}.gz").suffix == suffix for suffix in said)
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])

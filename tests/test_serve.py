@@ -332,6 +332,24 @@ def test_an_error_names_field_expected_and_found(path: str, body: Any, status: i
 
 
 @pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", "/embed", "POST"),
+        ("PUT", "/", "GET, POST"),
+        ("OPTIONS", "/v2/models/tiny", "GET"),
+        ("PUT", "/openapi.json", "GET, HEAD"),
+        ("PUT", "/v2/models/tiny/infer", "POST"),
+        ("GET", "/v2/models/tiny/infer", "POST"),
+        ("GET", "/v2/models/tiny/versions/1/infer", "POST"),
+    ],
+)
+def test_the_methods_that_a_path_takes_are_told(method: str, path: str, allowed: str, server: Server) -> None:
+    answer = server.http.request(method, path)
+    assert (answer.status_code, set(answer.headers["Allow"].split(", "))) == (405, set(allowed.split(", ")))
+    assert answer.json()["error"] == f"method: expected {answer.headers['Allow']}, found {method}"
+
+
+@pytest.mark.parametrize(
     ("content", "headers", "text"),
     [
         (b'{"inputs": ["a"', {}, "body: expected JSON, found expecting ',' delimiter at character 15"),

@@ -43,6 +43,8 @@ def test_the_image_installs_extras_that_there_are(root: Path) -> None:
     for extra in {*extras.replace("$EXTRA", default).split(","), "gpu", "openvino"}:
         assert f'"{extra}": ' in setup, extra
     assert "--constraint constraints.txt" in install
+    (compiler,) = [words for _, words in instructions(root) if " gcc " in words]
+    assert "EXTRA" not in compiler, "int8 and bf16 on CPUs need it too"
 
 
 def test_the_image_starts_a_service_that_others_reach(root: Path) -> None:

@@ -562,6 +562,9 @@ def test_a_client_tries_again_what_may_pass(monkeypatch: pytest.MonkeyPatch) -> 
     answers[:] = [httpx.Response(422, json={"error": "inputs: expected, found nothing"})]
     with pytest.raises(FlashElmoError, match="inputs: expected, found nothing"):
         Client("http://x", transport=httpx.MockTransport(answer)).info  # noqa: B018
+    answers[:] = [httpx.Response(404, json={"error": {"message": "path: expected one listed", "code": None}})]
+    with pytest.raises(FlashElmoError, match=r"http://x/v1/info: path: expected one listed$"):
+        Client("http://x/v1", transport=httpx.MockTransport(answer)).info  # noqa: B018
     answers[:] = [httpx.Response(500, text="<html>")]
     with pytest.raises(FlashElmoError, match="http://x/info: expected vectors, found status 500"):
         Client("http://x", transport=httpx.MockTransport(answer)).info  # noqa: B018

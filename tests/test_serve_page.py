@@ -14,12 +14,11 @@ pytest.importorskip("fastapi", reason="the extra [serve] is not installed")
 from serving import Server, served
 
 from flashelmo import ElmoEmbedder
-from flashelmo.engine.model.checkpoints.native import write_native
-from flashelmo.engine.model.initialize import random_model
+from flashelmo.engine.model.named.locate import bundled
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SENTENCES = ["the cat sat", "a cat <b>sleeps</b>", "sat the cat"]
-SCREENSHOT = os.environ.get("FLASHELMO_SCREENSHOT")  # where `make screenshot` wants one
+SCREENSHOT = os.environ.get("FLASHELMO_SCREENSHOT")  # where one is wanted, such as docs/images/serve-page.png
 
 
 def test_the_page_needs_nothing_else(root: Path) -> None:
@@ -95,10 +94,9 @@ def test_an_error_is_shown_and_a_key_can_be_given(page: Any, model: Path, tmp_pa
 
 
 @pytest.mark.skipif(not SCREENSHOT, reason="no FLASHELMO_SCREENSHOT")
-def test_screenshot(page: Any, tmp_path: Path) -> None:
-    """docs/images/serve-page.png, of a model with random weights."""
-    write_native(random_model("small", 0), tmp_path / "small")
-    with served(tmp_path / "small") as server:
+def test_screenshot(page: Any) -> None:
+    """docs/images/serve-page.png, of the model that comes with the package."""
+    with served(bundled()) as server:
         page.goto(server.url)
         page.click("#embed")
         page.wait_for_selector(".word")

@@ -263,16 +263,23 @@ def test_real_text(text: list[list[str]], root: Path) -> None:
         (lzma.compress(b"a b\n"), "expected text, found xz"),
         (bz2.compress(b"a b\n"), "expected text, found bzip2"),
         (gzip.compress(b"a b\n", mtime=0), "expected text, found gzip"),
+        (b"PK\3\4", "expected text, found a ZIP archive, as .docx and .odt are"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "expected text, found an Office file, as .doc is"),
+        (b"{\\rtf1\\ansi a b}\n", "expected text, found RTF"),
+        (b'<?xml version="1.0"?>\n<a>b</a>\n', "expected text, found XML"),
+        (b"<!DOCTYPE html>\n<p>a</p>\n", "expected text, found HTML"),
         (b'{"text": "a b"}\n', "expected a sentence a line, found JSON lines"),
-        ("a b\nc d\n".encode("utf-16-le"), "found text that looks like UTF-16"),
+        (b'[{"text": "a b"}, {"text": "c"}]', "expected a sentence a line, found JSON;"),
+        (b'{\n  "text": "a b",\n', "expected a sentence a line, found JSON;"),
+        ("a b\nc d\n".encode("utf-16-le"), "found text that looks like UTF-16; `iconv -f UTF-16"),
     ],
-    ids=["xz", "bzip2", "gzip", "JSON lines", "UTF-16"],
+    ids=["xz", "bzip2", "gzip", "ZIP", "Office", "RTF", "XML", "HTML", "JSON lines", "a list", "an object", "UTF-16"],
 )
 def test_what_is_no_text_is_named(data: bytes, found: str) -> None:
     with pytest.raises(FlashElmoError, match=found):
         read(data)
     assert read(b"a\0b c\nlast\n")[0].tokens(0) == ["a\0b", "c"]
-    for text in ("PAR1 is a receptor .\n", "BZh was here\n", "{ }\n", "1\tthe cat sat\n2\ta dog\n"):
+    for text in ("PAR1 is here\n", "BZh was here\n", "{ }\n", '[ { " so " : } ]\n', "1\tthe cat sat\n2\ta dog\n"):
         assert read(text.encode())[0].tokens(0) == text.split("\n")[0].split()
 
 

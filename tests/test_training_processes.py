@@ -11,6 +11,7 @@ import sys
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,11 @@ import torch
 from test_training import CONFIG, SETTINGS, TEXT, curve
 
 from flashelmo import FlashElmoError
-from flashelmo.engine.training import checkpoint, identity
+from flashelmo.cli import main
+from flashelmo.engine.training import checkpoint, identity, trainer
 from flashelmo.engine.training.processes import Processes
+from flashelmo.engine.training.results import Point
+from flashelmo.engine.training.settings import TrainSettings
 from flashelmo.engine.training.task import Task
 from flashelmo.engine.training.trainer import train
 
@@ -104,3 +108,18 @@ def test_all_processes_of_a_run_are_refused_alike(found: Any) -> None:
     for each in found:
         assert each["locked"]["error"].endswith("locked.training: another run is writing here")
         assert each["empty"]["error"].endswith("empty.txt: expected a sentence a line, found no token")
+
+
+@pytest.mark.parametrize(("rank", "says"), [("0", True), ("1", False)])
+def test_only_the_first_process_says_what_was_done(
+    rank: str, says: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def run(task: Task, settings: TrainSettings, on_progress: Any) -> SimpleNamespace:
+        assert (on_progress is not None) == says
+        return SimpleNamespace(points=[Point(7, 70, 1.0, 0.1, 2.0, 2.0)], evaluations=[], run={"device": "this"})
+
+    monkeypatch.setattr(trainer, "train", run)
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", rank), ("LOCAL_RANK", rank)):
+        monkeypatch.setenv(name, value)
+    assert main(["train", str(tmp_path / "text"), "--output", str(tmp_path / "model")]) == 0
+    assert ("7 steps, 70 tokens, 1.0 s (this)" in capsys.readouterr().err) == says

@@ -192,7 +192,10 @@ class Delimited(TextFormat):
     def _column(self, field: str, names: list[str], numbered: bool, name: str) -> int:
         if numbered and 1 <= int(field) <= len(names):
             return int(field) - 1
-        check_column(field, names, name, ", or number them where there is no header")
+        advice = ", or number them where there is no header"
+        if len(names) == 1 and re.search("[,;\t]", names[0]):
+            advice += f"; columns are separated by {self._delimiter!r}"
+        check_column(field, names, name, advice)
         return names.index(field)
 
 

@@ -23,6 +23,7 @@ FORMATS = ("lines", "jsonl", "csv", "tsv", "tsv-quoted", "parquet", "conllu", "t
 SUFFIXES = {  # those that mean another format than lines
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
+    ".json": "jsonl",
     ".csv": "csv",
     ".tsv": "tsv",
     ".parquet": "parquet",

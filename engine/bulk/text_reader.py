@@ -25,6 +25,7 @@ READ_BY = {  # what a file holds: how to read it
     "FASTA": "format fasta reads it",
     "CoNLL-U": "format conllu reads it",
     "JSON lines": "format jsonl reads them",
+    "JSON": KINDS["JSON"],
     "tokens with tags": "format tags reads them",
     "a table": "format csv or tsv reads a column of it",
     RETURNS: KINDS[RETURNS],

@@ -69,7 +69,8 @@ def without_mark(raw: bytes, name: str) -> bytes:
         raise FlashElmoError(f"{name}: expected text, found {kind}")
     is_wide = UTF16_NULS * raw.count(0) > len(raw) and any(pair in raw for pair in UTF16_SPACES)
     if is_wide or raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise FlashElmoError(f"{name}: expected UTF-8, found text that looks like UTF-16")
+        found = "text that looks like UTF-16; `iconv -f UTF-16 -t UTF-8` converts it"
+        raise FlashElmoError(f"{name}: expected UTF-8, found {found}")
     return raw.removeprefix(codecs.BOM_UTF8)
 
 

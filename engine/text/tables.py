@@ -13,6 +13,7 @@ FEW_LINES = 10  # of two columns, which may be sentences
 RESIDUES = re.compile(r"[A-Za-z*.-]+")
 CONLLU_ID = re.compile(r"[0-9]+([-.][0-9]+)?")
 CONLLU_COLUMNS = 10
+JSON = re.compile(r'(?:\[\s*\{\s*|\{\n)"[^"\n]*":')  # a list of objects, or one over several lines
 
 RETURNS = "lines that end with \\r alone"
 
@@ -21,11 +22,12 @@ KINDS = {
     "FASTA": "leave out the headers and put a blank between residues",
     "CoNLL-U": "put a sentence's second column on a line",
     "JSON lines": "take the field of sentences out of them",
+    "JSON": "`jq -c '.[]'` puts each object of a list on a line",
     "tokens with tags": "put a sentence's first column on a line",
     "a table": "`cut -f` picks a column",
     RETURNS: "`tr '\\r' '\\n'` turns them into others",
 }
-SURE = ("FASTA", "CoNLL-U", "JSON lines", RETURNS)  # readers of text never accept these as sentences
+SURE = ("FASTA", "CoNLL-U", "JSON lines", "JSON", RETURNS)  # readers of text never accept these as sentences
 BEGINNINGS = {
     b"PAR1\x15": "Parquet",
     b"\x1f\x8b": "gzip",
@@ -33,7 +35,13 @@ BEGINNINGS = {
     b"\xfd7zXZ": "xz",
     **{b"BZh%d1AY&SY" % level: "bzip2" for level in range(1, 10)},
     b"\x89HDF": "HDF5",
-    b"PK\x03\x04": "a ZIP archive",
+    b"PK\x03\x04": "a ZIP archive, as .docx and .odt are",
+    b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": "an Office file, as .doc is",
+    b"%PDF-": "PDF",
+    b"{\\rtf": "RTF",
+    b"<?xml ": "XML",
+    b"<!DOCTYPE html": "HTML",
+    b"<!doctype html": "HTML",
 }
 
 
@@ -72,6 +80,8 @@ def kind_of(head: bytes) -> str | None:
         return "CoNLL-U"
     if _is_json(lines):
         return "JSON lines"
+    if JSON.match("\n".join(lines[:3])):
+        return "JSON"
     if "" in every[:-1] and _is_tagged([line.split("\t") for line in lines]):
         return "tokens with tags"
     return "a table" if _is_table(columns) else None

@@ -91,7 +91,7 @@ class Processes:
         return forward, backward
 
 
-def _named_processes() -> Processes:
+def named_processes() -> Processes:
     """Return the processes of torchrun's environment."""
     number, rank, local = found = [os.environ.get(name) for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK")]
     if number in (None, "1"):
@@ -109,7 +109,7 @@ def joined_processes(device: str) -> Iterator[Processes]:
     Raises:
         FlashElmoError: the environment names them incompletely, or one cannot be reached, at first or later.
     """
-    processes = _named_processes()
+    processes = named_processes()
     if processes.number == 1:
         yield processes
         return

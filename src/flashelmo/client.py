@@ -263,7 +263,8 @@ def _pause(state: RetryCallState) -> float:
 def _told(response: httpx.Response) -> str:
     """The service's own words, or what is in their place."""
     try:
-        return str(response.json()["error"])
+        told = response.json()["error"]
+        return str(told["message"] if isinstance(told, dict) else told)  # of a path in OpenAI's convention
     except (ValueError, KeyError, TypeError):
         return f"expected vectors, found status {response.status_code}"
 

@@ -76,6 +76,14 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log what is chos
 SentenceKeys = Annotated[bool, typer.Option("--use-sentence-keys", help="Use sentences, not line numbers, as keys.")]
 Precision = Annotated[Literal["auto", PrecisionName], typer.Option(help="Precision of the computation.")]
 Runtime = Annotated[Literal["auto", RuntimeName], typer.Option(help="Computation backend.")]
+InputFormat = Annotated[
+    str | None,
+    typer.Option(
+        metavar="lines|jsonl|csv|tsv|tsv-quoted|parquet|conllu|tags|fasta",
+        help="Format of the input; default: by its name's suffix.",
+    ),
+]
+Field = Annotated[str | None, typer.Option(help="Field or column to embed; default: text.")]
 Tokenizer = Annotated[
     str, typer.Option(metavar="whitespace|characters|moses|spacy:MODEL", help="Tokenizer for raw text.")
 ]

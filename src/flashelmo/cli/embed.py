@@ -10,7 +10,9 @@ import typer
 from flashelmo.cli.arguments import (
     BatchInvariant,
     Devices,
+    Field,
     ForgetSentences,
+    InputFormat,
     InputText,
     Json,
     KeepBoundaries,
@@ -78,14 +80,8 @@ def embed(
         Literal["native", "parquet", "seqvec"] | None,
         typer.Option(help="Format of an output folder: shards (default: native) or SeqVec's files."),
     ] = None,
-    input_format: Annotated[
-        str | None,
-        typer.Option(
-            metavar="lines|jsonl|csv|tsv|tsv-quoted|parquet|conllu|tags|fasta",
-            help="Format of the input; default: by its name's suffix.",
-        ),
-    ] = None,
-    field: Annotated[str | None, typer.Option(help="Field or column to embed.")] = None,
+    input_format: InputFormat = None,
+    field: Field = None,
     id_field: Annotated[str | None, typer.Option(help="Field or column with the records' ids.")] = None,
     tokenizer: Tokenizer = "whitespace",
     resume: Annotated[bool, typer.Option("--resume", help="Continue with the existing shards.")] = False,

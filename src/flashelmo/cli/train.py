@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flashelmo.cli.arguments import Device, Overwrite, Quiet, Threads
+from flashelmo.cli.arguments import Device, Overwrite, Quiet, Threads, log_less
 from flashelmo.cli.terminal import StatusLine, say
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.config import ElmoConfig
@@ -67,6 +67,7 @@ def train(
 ) -> None:
     """Train a model on text, or continue training one. A run that was killed resumes when started again."""
     from flashelmo.engine.model.initialize import preset_config
+    from flashelmo.engine.training.processes import named_processes
     from flashelmo.engine.training.settings import TrainSettings
     from flashelmo.engine.training.task import Task, use_threads
     from flashelmo.engine.training.trainer import train as run
@@ -93,6 +94,7 @@ def train(
         "" if license_text is None else read_text(license_text),
         shlex.join(["flashelmo", *map(_without_folder, sys.argv[1:])]), dtype, overwrite,
     )  # fmt: skip
+    quiet = log_less(quiet or not named_processes().writes)
     with _progress(quiet) as on_progress:
         record = run(task, settings, on_progress)
     if not quiet and record.points:

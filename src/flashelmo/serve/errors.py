@@ -9,8 +9,8 @@ from typing import Any
 from fastapi import HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException as AnyHTTPException
+from starlette.routing import Route
 
 from flashelmo.engine.arguments import shown
 from flashelmo.engine.errors import FlashElmoError
@@ -66,15 +66,23 @@ def _body(path: str, status: int, text: str) -> dict[str, Any]:
 async def on_http_error(request: Request, error: Exception) -> Response:
     """Of `Refused`, and of paths and methods that there are not."""
     assert isinstance(error, AnyHTTPException)
-    text = str(error.detail)
+    text, headers = str(error.detail), dict(error.headers or {})
     if error.status_code == HTTPStatus.NOT_FOUND and not isinstance(error, Refused):
         text = f"path: expected one listed in /openapi.json, found {shown(request.url.path)}"
     elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        allowed = Headers(error.headers or {}).get("allow", "another")
-        text = f"method: expected {allowed}, found {request.method}"
+        headers = {"Allow": _allowed(request) or headers.get("Allow", "another")}
+        text = f"method: expected {headers['Allow']}, found {request.method}"
     elif text == "There was an error parsing the body":
         text = "body: expected JSON in UTF-8, found something else"
-    return error_response(request.url.path, error.status_code, text, error.headers)
+    return error_response(request.url.path, error.status_code, text, headers)
+
+
+def _allowed(request: Request) -> str:
+    """The methods of a path, each of which may be a route of its own; none where a route takes the method."""
+    path = getattr(request.scope.get("route"), "path", None)
+    routes = [each for each in request.app.routes if isinstance(each, Route) and each.path == path]
+    methods = {method for each in routes for method in each.methods or ()}
+    return "" if request.method in methods else ", ".join(sorted(methods - {"HEAD"}))
 
 
 async def on_bad_request(request: Request, error: Exception) -> Response:

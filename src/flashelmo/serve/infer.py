@@ -13,7 +13,7 @@ from math import prod
 from typing import Any
 
 import orjson
-from fastapi import FastAPI, Path, Request, Response
+from fastapi import FastAPI, HTTPException, Path, Request, Response
 from pydantic import ValidationError
 
 from flashelmo import __version__
@@ -93,13 +93,6 @@ def add_infer(app: FastAPI, service: Service) -> None:
         check(name, version)
         return await ready()
 
-    @app.get("/v2/models/{name:path}", responses={404: ERROR})
-    @app.get("/v2/models/{name:path}/versions/{version}", responses={404: ERROR})
-    async def metadata(name: str = served, version: str = VERSION) -> dict[str, Any]:
-        """Inputs and outputs."""
-        check(name, version)
-        return _metadata(service)
-
     @app.post("/v2/models/{name:path}/infer", responses=ERRORS, openapi_extra=BODY)
     @app.post("/v2/models/{name:path}/versions/{version}/infer", responses=ERRORS, openapi_extra=BODY)
     async def infer(request: Request, name: str = served, version: str = VERSION) -> Response:
@@ -120,6 +113,15 @@ def add_infer(app: FastAPI, service: Service) -> None:
         field = "inputs[0].data"
         answer = await embed_inputs(request, service, field, inputs, Wanted(output), more_bytes)
         return tensors_response(service, body, wanted, answer)
+
+    @app.get("/v2/models/{name:path}", responses={404: ERROR})
+    @app.get("/v2/models/{name:path}/versions/{version}", responses={404: ERROR})
+    async def metadata(name: str = served, version: str = VERSION) -> dict[str, Any]:
+        """Inputs and outputs."""
+        if name != service.name and name.endswith("/infer"):
+            raise HTTPException(405, headers={"Allow": "POST"})
+        check(name, version)
+        return _metadata(service)
 
 
 def parse(data: bytes, header_length: str | None) -> Infer:
