@@ -19,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from record_rows import Row, check_any_place, chunks, few, parts, rows, sizes, taken
 
-from flashelmo.engine.bulk.parts import Reader
 from flashelmo.engine.bulk.inputs import Input
+from flashelmo.engine.bulk.parts import Reader
 from flashelmo.engine.bulk.records import FORMATS, SUFFIXES, open_reader
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
 
