@@ -44,8 +44,8 @@ from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.output import Output
 from flashelmo.engine.pipeline import Plan, Planner, Statistics, Stream
-from flashelmo.engine.processor import n_cores
 from flashelmo.engine.settings import Settings as EngineSettings
+from flashelmo.engine.system.processor import n_cores
 from flashelmo.engine.text.schedule import Boundaries, Schedule, build_schedule
 from flashelmo.engine.text.windows import Window, read_ahead, read_windows
 

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from flashelmo.engine.processor import cpu_flags, processor_name
+from flashelmo.engine.system.processor import cpu_flags, processor_name
 
 # Names of the instruction sets that decide how fast matrices are multiplied.
 X86_SETS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16")

@@ -30,7 +30,7 @@ from flashelmo.engine.graph.tensors import quantize
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import expected_shapes
 from flashelmo.engine.precision import NumberType
-from flashelmo.engine.processor import cpu_flags, int8_levels, multiplies_bf16, n_cores
+from flashelmo.engine.system.processor import cpu_flags, int8_levels, multiplies_bf16, n_cores
 
 try:
     import onnxruntime

@@ -12,11 +12,7 @@
     precision.py    what each precision computes in, where it runs, and how exact it is
     pipeline.py     what all pipelines share: windows of sentences in, results out
     output.py       hidden states to the requested vectors
-    files.py        checksums of files, locks, and waiting until they are on disk
-    threads.py      calls in background threads; forks.py: what a forked process needs anew; child.py: child processes
-    processor.py    the processor: instruction sets, cores, cache
-    allocator.py    returns freed memory to the system, for programs that run for hours
-    autocast.py     PyTorch's autocast, which a caller may have turned on
+    system/         threads, forks, child processes, files, the processor, and what a caller set in PyTorch
     model/          configuration, weights, and readers of every format
     text/           lines to windows, words to ids, sentences to schedules
     graph/          the network's pieces as ONNX graphs

@@ -16,8 +16,8 @@ from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.pipeline import PipelineInfo
 from flashelmo.engine.precision import PRECISIONS, Precision, PrecisionName, precisions_on
-from flashelmo.engine.processor import multiplies_bf16
 from flashelmo.engine.settings import INTERPRETER, Settings
+from flashelmo.engine.system.processor import multiplies_bf16
 from flashelmo.engine.text.schedule import MAX_WINDOW_TOKENS
 
 logger = logging.getLogger("flashelmo.device")

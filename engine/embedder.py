@@ -26,10 +26,10 @@ from flashelmo.engine.model.named.locate import bundled
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.output import Layers, Mix, Output
 from flashelmo.engine.pipeline import ClosedPipeline, OnProgress, Statistics, Stream
-from flashelmo.engine.processor import int8_levels
 from flashelmo.engine.sentence_transformers import check_foreign, encode
 from flashelmo.engine.settings import Device, Options, Settings, shows_options
 from flashelmo.engine.sinks import open_sink
+from flashelmo.engine.system.processor import int8_levels
 from flashelmo.engine.text.schedule import MAX_WINDOW_SENTENCES
 from flashelmo.engine.text.sentences import Sentence, grouped, several, tokenized, tokens_of
 from flashelmo.engine.text.spelling import in_place_of_surrogates

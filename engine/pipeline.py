@@ -16,11 +16,11 @@ from flashelmo.engine.arrays import Array
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
 from flashelmo.engine.model.weights import all_finite
 from flashelmo.engine.output import Output
-from flashelmo.engine.processor import n_cores
 from flashelmo.engine.settings import Settings
+from flashelmo.engine.system.processor import n_cores
+from flashelmo.engine.system.threads import Background
 from flashelmo.engine.text.schedule import Boundaries, Builder, Schedule, build_schedule
 from flashelmo.engine.text.windows import Draft, Drafts, Window
-from flashelmo.engine.threads import Background
 
 Item = TypeVar("Item")
 OnProgress: TypeAlias = Callable[[float], None]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, TypeVar, c
 from flashelmo.engine.arguments import flag, path_of, shown, whole_number
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.precision import PrecisionName
-from flashelmo.engine.processor import check_threads
+from flashelmo.engine.system.processor import check_threads
 
 if TYPE_CHECKING:
     import torch

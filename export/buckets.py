@@ -16,7 +16,7 @@ import numpy as np
 
 from flashelmo.engine.arrays import Array, Arrays
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.forks import InEachProcess
+from flashelmo.engine.system.forks import InEachProcess
 from flashelmo.export.metadata import BUCKET_FILE, Metadata
 from flashelmo.export.open_session import (
     ORT_ERRORS,

@@ -20,7 +20,7 @@ from flashelmo.engine.graph.tensors import prepare_tensors
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.precision import PrecisionName, precisions_on
-from flashelmo.engine.processor import int8_levels
+from flashelmo.engine.system.processor import int8_levels
 from flashelmo.engine.text.characters import WordEncoder
 from flashelmo.engine.text.sentences import several
 from flashelmo.export.boundaries import boundary_states

@@ -16,10 +16,10 @@ import numpy as np
 from flashelmo.engine.arguments import flag, is_one_of, utf8_path_of
 from flashelmo.engine.arrays import Arrays, Floats
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.forks import InEachProcess
 from flashelmo.engine.output import normalize
-from flashelmo.engine.processor import int8_levels
 from flashelmo.engine.sentence_transformers import is_pooled
+from flashelmo.engine.system.forks import InEachProcess
+from flashelmo.engine.system.processor import int8_levels
 from flashelmo.engine.text.sentences import Sentence, several
 from flashelmo.engine.text.spelling import Speller
 from flashelmo.export.batches import batches, check_inputs, input_names, pad, state_shape, token_lists

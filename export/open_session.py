@@ -15,7 +15,7 @@ import numpy.typing as npt
 from flashelmo.engine.arguments import check
 from flashelmo.engine.cpu.sessions import session_options
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError, first_line
-from flashelmo.engine.processor import check_threads, n_cores
+from flashelmo.engine.system.processor import check_threads, n_cores
 from flashelmo.engine.text.sentences import several
 from flashelmo.export.metadata import BUCKET_FILE
 

@@ -18,7 +18,7 @@ from flashelmo.engine.cpu.pipeline import make_runtime
 from flashelmo.engine.cpu.runtime import Runtime
 from flashelmo.engine.model.checkpoints.native import write_native
 from flashelmo.engine.model.weights import ElmoModel
-from flashelmo.engine.processor import n_cores
+from flashelmo.engine.system.processor import n_cores
 
 N_PROCESSES = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
 # With pytest-xdist, whichever process is free takes the next file. These come first, so that none is left at the end:

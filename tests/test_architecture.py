@@ -27,9 +27,9 @@ ARROWS = {
 }
 KERNELS_MAY_IMPORT = {"torch", "triton"}
 # Wing of the engine, a folder or a file at its top -> what it may import of the others and of the optional packages, on
-# use too; all may import `arguments`, `arrays`, `errors`, `files`, `forks` and `threads`. Embedder, choice, runtimes,
-# then what they share, down to the model.
-SHARED = {"model", "output", "pipeline", "precision", "processor", "settings", "text"}
+# use too; all may import `arguments`, `arrays`, `errors` and `system`. Embedder, choice, runtimes, then what those
+# share, down to the model.
+SHARED = {"model", "output", "pipeline", "precision", "settings", "text"}
 WINGS = {
     "embedder": {
         "allennlp",
@@ -38,7 +38,6 @@ WINGS = {
         "model",
         "output",
         "pipeline",
-        "processor",
         "sentence_transformers",
         "settings",
         "sinks",
@@ -49,7 +48,7 @@ WINGS = {
     "sentence_transformers": {"output", "settings", "text"},
     "neighbours": {"embedder", "output", "text"},
     "embed_file": {"model", "output", "pipeline", "sinks", "text"},
-    "bulk": {*SHARED, "allocator", "child", "choice", "embed_file", "embedder", "ray", "sinks"} - {"precision"},
+    "bulk": {*SHARED, "choice", "embed_file", "embedder", "ray", "sinks"} - {"precision"},
     "choice": {
         "cpu",
         "cuda",
@@ -57,35 +56,27 @@ WINGS = {
         "model",
         "pipeline",
         "precision",
-        "processor",
         "reference",
         "settings",
         "text",
     },
-    "devices": {"child", "output", "pipeline", "text"},
+    "devices": {"output", "pipeline", "text"},
     "cpu": {*SHARED, "graph", "onnxruntime", "openvino"},
-    "cuda": {*SHARED, "autocast", "captures", "kernels", "torch", "triton"},
-    "reference": {*SHARED, "autocast", "kernels", "torch", "training"},
-    "training": {"autocast", "captures", "kernels", "model", "processor", "text", "torch"},
-    "pipeline": {"model", "output", "processor", "settings", "text", "torch"},
+    "cuda": {*SHARED, "kernels", "torch", "triton"},
+    "reference": {*SHARED, "kernels", "torch", "training"},
+    "training": {"kernels", "model", "text", "torch"},
+    "pipeline": {"model", "output", "settings", "text", "torch"},
     "sinks": {"output"},
     "output": {"torch"},  # as tensors
-    "graph": {"model", "precision", "processor"},
+    "graph": {"model", "precision"},
     "text": {"model", "torch"},  # `batch_to_ids` gives a tensor
     "model": {"torch"},  # reads the checkpoints that PyTorch wrote
-    "settings": {"precision", "processor", "torch"},  # how many threads make sense; the type of a device
+    "settings": {"precision", "torch"},  # the type of a device
     "precision": set(),
-    "processor": set(),
-    "allocator": set(),
-    "autocast": {"torch"},
-    "captures": {"torch"},
-    "child": {"errors"},
+    "system": {"torch"},  # what a caller set there, and its captures
     "arguments": set(),
     "arrays": set(),
     "errors": set(),
-    "files": set(),
-    "forks": set(),
-    "threads": set(),
 }
 # Modules that are built on an optional package and import it at their top; all others wait until it is used.
 BUILT_ON = {
@@ -261,13 +252,13 @@ def test_wings_of_the_engine_follow_the_arrows(wing: str) -> None:
     assert found, f"engine has no {wing}"
     for name, tree in found.items():
         targets = {target for imported in imports(tree) if (target := wing_of(imported))}
-        assert targets <= WINGS[wing] | {wing, "arguments", "arrays", "errors", "files", "forks", "threads"}, (
+        assert targets <= WINGS[wing] | {wing, "arguments", "arrays", "errors", "system"}, (
             f"{name} imports {sorted(targets - WINGS[wing] - {wing})}"
         )
 
 
 def test_the_engine_waits_for_plain_locks_alone() -> None:
-    """Ctrl-C inside what is written in Python on top of them may leave a lock held for ever: `engine/threads.py`."""
+    """Ctrl-C inside what is written in Python on top of them may leave a lock held for ever: see `threads.py`."""
     unsafe = r"concurrent\.futures|threading\.(Event|Condition|Semaphore|Barrier|Timer)|import .*\bQueue\b"
     for name, tree in modules("engine"):
         assert not re.findall(unsafe, ast.unparse(tree)), name

@@ -23,8 +23,8 @@ from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import LstmCell
 from flashelmo.engine.precision import PrecisionName, tolerance
-from flashelmo.engine.processor import cpu_flags
 from flashelmo.engine.settings import Settings
+from flashelmo.engine.system.processor import cpu_flags
 
 Array = npt.NDArray[np.float64]
 LIBRARY = lstm_c._library_or_problem.__wrapped__

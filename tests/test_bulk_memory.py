@@ -24,7 +24,7 @@ MIB = 2**20
 THREADS = """
 import threading
 import numpy as np
-from flashelmo.engine.allocator import return_large_arrays
+from flashelmo.engine.system.allocator import return_large_arrays
 from test_bulk_memory import own_bytes
 
 return_large_arrays()

@@ -20,7 +20,6 @@ from cuda_runs import (
     pipeline_of,
 )
 
-from flashelmo.engine.captures import abandon
 from flashelmo.engine.cuda import cuda_graphs as graphs_module
 from flashelmo.engine.cuda import state, transfer
 from flashelmo.engine.cuda.cuda_graphs import Captured, GraphCache
@@ -30,6 +29,7 @@ from flashelmo.engine.cuda.transfer import Transfers, streams_of
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.reference.reference import ReferenceRuntime
 from flashelmo.engine.settings import CudaSettings
+from flashelmo.engine.system.captures import abandon
 
 pytestmark = pytest.mark.usefixtures("little_padding")
 

@@ -20,15 +20,15 @@ import torch
 from calls import digest, digests
 from tiny_models import BILM, MODELS, SENTENCES, random_model
 
-from flashelmo.engine import forks
 from flashelmo.engine.cpu.lstm_c import why_not
 from flashelmo.engine.embedder import ElmoEmbedder
-from flashelmo.engine.forks import Uninterrupted
 from flashelmo.engine.model.checkpoints.native import write_native
 from flashelmo.engine.precision import PrecisionName
 from flashelmo.engine.reference.elmo import Elmo
 from flashelmo.engine.reference.reference import ReferenceElmo
 from flashelmo.engine.settings import RuntimeName
+from flashelmo.engine.system import forks
+from flashelmo.engine.system.forks import Uninterrupted
 from flashelmo.engine.text.characters import batch_to_ids
 from flashelmo.engine.text.windows import Window
 from flashelmo.export.build import build_onnx

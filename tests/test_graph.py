@@ -16,7 +16,7 @@ from flashelmo.engine.graph.tensors import prepare_tensors, quantize
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import GATES, ElmoModel
 from flashelmo.engine.precision import NumberType, tolerance
-from flashelmo.engine.processor import int8_levels
+from flashelmo.engine.system.processor import int8_levels
 from flashelmo.engine.text.characters import WordEncoder
 
 # Widths up to 7 and 50 positions, as the published models; words up to 48 bytes are whole.

@@ -14,8 +14,8 @@ pytest.importorskip("triton")
 
 from kernel_lstm import RandomLayer, random_layer
 
-from flashelmo.engine.files import cache_folder
 from flashelmo.engine.precision import PRECISIONS
+from flashelmo.engine.system.files import cache_folder
 from flashelmo.kernels.launch import Launch
 from flashelmo.kernels.lstm import fused, hoisted, layer, proven
 from flashelmo.kernels.lstm.layer import choose, lstm_layer, pack_lstm

@@ -23,7 +23,7 @@ from flashelmo.engine.bulk import inputs, parquet, text_reader
 from flashelmo.engine.bulk.parts import Place, Reader
 from flashelmo.engine.bulk.records import open_reader
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.threads import Background
+from flashelmo.engine.system.threads import Background
 
 
 @pytest.fixture(scope="module")

@@ -40,7 +40,7 @@ from flashelmo import Client, FlashElmoError
 from flashelmo import client as client_module
 from flashelmo.cli import main
 from flashelmo.cli.serve import _key
-from flashelmo.engine import child
+from flashelmo.engine.system import child
 from flashelmo.serve import formats, guard
 from flashelmo.serve import server as server_module
 from flashelmo.serve.app import make_app
@@ -511,7 +511,7 @@ def test_at_the_end_what_was_accepted_is_answered(model: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize(
-    "place", ["flashelmo.cli.commands.app", "flashelmo.cli.serve.model_path", "flashelmo.engine.child.start"]
+    "place", ["flashelmo.cli.commands.app", "flashelmo.cli.serve.model_path", "flashelmo.engine.system.child.start"]
 )
 def test_who_stops_it_while_it_starts_has_a_clean_end_too(
     place: str, number: int, model: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

@@ -15,8 +15,8 @@ from interrupts import count_moments, interrupt
 from flashelmo.engine import pipeline
 from flashelmo.engine.cuda.forests import build_native_forests
 from flashelmo.engine.settings import Settings
+from flashelmo.engine.system.threads import Background, in_order
 from flashelmo.engine.text.windows import Window, read_ahead
-from flashelmo.engine.threads import Background, in_order
 
 
 def test_results_come_in_order_and_so_many_calls_run_at_once() -> None:
@@ -81,7 +81,7 @@ def test_the_program_ends_though_calls_still_run(call: str, tmp_path: Path) -> N
     code = f"""
 import sys, time
 import pyarrow as pa
-from flashelmo.engine.threads import Background
+from flashelmo.engine.system.threads import Background
 running = [Background(lambda: {call}) for _ in range(3)]
 time.sleep(0.2)
 """

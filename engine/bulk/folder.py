@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 from flashelmo.engine.arguments import utf8_path_of, whole_number
 from flashelmo.engine.bulk.shards import shard_name
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.files import check_link, sha256_of
 from flashelmo.engine.sinks.files import RUN, sha256_of_json, write_json, writing
-from flashelmo.engine.threads import in_order
+from flashelmo.engine.system.files import check_link, sha256_of
+from flashelmo.engine.system.threads import in_order
 
 logger = logging.getLogger("flashelmo")
 

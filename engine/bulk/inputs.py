@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from flashelmo.engine.arguments import ADDRESS, is_stream, path_of, standard_input
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
-from flashelmo.engine.threads import Background
+from flashelmo.engine.system.threads import Background
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}  # suffix: Arrow's name
 

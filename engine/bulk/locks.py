@@ -12,8 +12,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from flashelmo.engine.bulk import folder as folders
-from flashelmo.engine.files import lock, take_folder
 from flashelmo.engine.sinks.files import writing
+from flashelmo.engine.system.files import lock, take_folder
 
 ALL = ".lock"
 DIGITS = 20

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from flashelmo.engine.allocator import return_large_arrays
 from flashelmo.engine.arguments import whole_number
 from flashelmo.engine.bulk.report import Report
 from flashelmo.engine.bulk.units import DONE, Corpus, EmbedUnit, make_plan
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError, first_line
+from flashelmo.engine.system.allocator import return_large_arrays
 
 LOCAL = "local"  # an address: a cluster on this machine alone, for the duration of the run
 MOST_RETRIES = 4  # for a unit whose actor is lost

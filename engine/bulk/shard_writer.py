@@ -11,8 +11,8 @@ from flashelmo.engine.bulk.native_shard import NativeWriter
 from flashelmo.engine.bulk.parquet_shard import ParquetWriter
 from flashelmo.engine.bulk.shards import Shard, Target, index_table, shard_name
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.files import sync
 from flashelmo.engine.sinks.files import write_json
+from flashelmo.engine.system.files import sync
 
 HALF_EXPONENT = np.uint16(0x7C00)  # all its bits are set in infinity and NaN
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Generic, TypeVar
 
-from flashelmo.engine.threads import Background
+from flashelmo.engine.system.threads import Background
 
 Result = TypeVar("Result")
 

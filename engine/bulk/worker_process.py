@@ -11,11 +11,11 @@ from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import Any, NoReturn
 
-from flashelmo.engine import child
-from flashelmo.engine.allocator import return_large_arrays
 from flashelmo.engine.bulk.locks import locked
 from flashelmo.engine.bulk.source import Unit
 from flashelmo.engine.bulk.units import EmbedUnit
+from flashelmo.engine.system import child
+from flashelmo.engine.system.allocator import return_large_arrays
 
 # Its messages: it wants a unit; a shard is finished; all of its shards are, with its report; it cannot go on.
 WANTS, FINISHED, REPORT, FAILED = "wants", "finished", "report", "failed"

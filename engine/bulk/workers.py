@@ -15,7 +15,6 @@ from multiprocessing import Pipe
 from multiprocessing.connection import wait
 from typing import Any
 
-from flashelmo.engine import child
 from flashelmo.engine.arguments import whole_number
 from flashelmo.engine.bulk import folder as folders
 from flashelmo.engine.bulk.locks import locked
@@ -25,7 +24,8 @@ from flashelmo.engine.bulk.units import Corpus, CorpusPlan, make_plan
 from flashelmo.engine.bulk.worker_process import FINISHED, REPORT, WANTS
 from flashelmo.engine.embed_file import OnTextProgress
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.processor import n_cores
+from flashelmo.engine.system import child
+from flashelmo.engine.system.processor import n_cores
 
 logger = logging.getLogger("flashelmo")
 

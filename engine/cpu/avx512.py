@@ -30,13 +30,13 @@ from flashelmo.engine.cpu.ort import make_pieces
 from flashelmo.engine.cpu.runtime import Blocks, Kept, LstmSteps
 from flashelmo.engine.cpu.words_c import CharCnn
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.forks import InEachProcess
 from flashelmo.engine.graph.pieces import words_graph
 from flashelmo.engine.graph.tensors import prepare_tensors, quantize
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import DIRECTIONS, GATES, ElmoWeights, LstmCell
-from flashelmo.engine.processor import n_cores
-from flashelmo.engine.threads import in_order
+from flashelmo.engine.system.forks import InEachProcess
+from flashelmo.engine.system.processor import n_cores
+from flashelmo.engine.system.threads import in_order
 
 # Gates are 1 / (1 + 2^sum), the candidate is (2^sum - 1) / (2^sum + 1): weights and biases are multiplied by these.
 EXPONENTS = LOG2_E * np.array([-1, -1, 2, -1], np.float32)

@@ -12,10 +12,10 @@ import numpy as np
 from flashelmo.engine.arrays import Float32, Int32
 from flashelmo.engine.cpu.calls import slabs
 from flashelmo.engine.cpu.runtime import Blocks, Kept, LstmSteps, Runtime
-from flashelmo.engine.forks import InEachProcess
 from flashelmo.engine.model.config import ElmoConfig
+from flashelmo.engine.system.forks import InEachProcess
+from flashelmo.engine.system.threads import Background
 from flashelmo.engine.text.schedule import Forest, Schedule
-from flashelmo.engine.threads import Background
 
 # Rows of one product: enough to reach the matrix peak, few enough that a step's arrays stay in the last-level cache.
 STEP_ROWS = 512

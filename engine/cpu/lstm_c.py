@@ -22,9 +22,9 @@ import numpy.typing as npt
 
 from flashelmo.engine.arrays import Array, Float32
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.files import cache_folder, temporary_folder
-from flashelmo.engine.forks import InEachProcess
-from flashelmo.engine.processor import cpu_flags
+from flashelmo.engine.system.files import cache_folder, temporary_folder
+from flashelmo.engine.system.forks import InEachProcess
+from flashelmo.engine.system.processor import cpu_flags
 
 Bits = Literal[8, 16]
 

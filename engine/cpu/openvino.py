@@ -13,11 +13,11 @@ import numpy as np
 from flashelmo.engine.arrays import Array, Arrays, Float32, Int32, Int64
 from flashelmo.engine.cpu.runtime import Blocks, Kept, LstmSteps
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
-from flashelmo.engine.forks import InEachProcess, Uninterrupted, is_forked
 from flashelmo.engine.graph.builder import Tensors
 from flashelmo.engine.graph.pieces import GraphName, all_graphs
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import GATES
+from flashelmo.engine.system.forks import InEachProcess, Uninterrupted, is_forked
 
 TELEMETRY = "openvino_telemetry"
 

@@ -16,13 +16,13 @@ from flashelmo.engine.cpu.runtime import Runtime
 from flashelmo.engine.cpu.word_file import WordFile
 from flashelmo.engine.cpu.word_vectors import WordVectors
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.forks import InEachProcess
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.output import Output, pool_tokens
 from flashelmo.engine.pipeline import OnProgress, PipelineInfo, Planner, Statistics, Stream, stream_windows
 from flashelmo.engine.precision import PRECISIONS
 from flashelmo.engine.settings import Settings
+from flashelmo.engine.system.forks import InEachProcess
 from flashelmo.engine.text.characters import WordEncoder
 from flashelmo.engine.text.schedule import MAX_WINDOW_TOKENS, Schedule
 from flashelmo.engine.text.windows import Window

@@ -18,7 +18,7 @@ import numpy as np
 
 from flashelmo.engine.arrays import Float32, Int64
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.forks import InEachProcess
+from flashelmo.engine.system.forks import InEachProcess
 
 if TYPE_CHECKING:
     import sqlite3

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flashelmo.engine.captures import abandon
 from flashelmo.engine.cuda.transfer import CAPTURE_LOCK, Staging, streams_of
 from flashelmo.engine.errors import first_line
+from flashelmo.engine.system.captures import abandon
 from flashelmo.kernels.pytorch import is_out_of_memory
 
 MAX_RESULT_BYTES = 1 << 30  # of all graphs' results; all other memory the graphs share

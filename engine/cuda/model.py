@@ -16,9 +16,9 @@ from flashelmo.engine.arrays import Float32, Int32, Int64
 from flashelmo.engine.cuda.cuda_graphs import GraphCache
 from flashelmo.engine.cuda.layout import Layout, power_of_two
 from flashelmo.engine.cuda.transfer import Transfers
-from flashelmo.engine.files import cache_folder
 from flashelmo.engine.model.weights import Dense, ElmoModel, LstmCell
 from flashelmo.engine.precision import PRECISIONS, Arithmetic
+from flashelmo.engine.system.files import cache_folder
 from flashelmo.engine.text.characters import WordEncoder
 from flashelmo.kernels.arguments import Products
 from flashelmo.kernels.char_cnn import SpelledWords, char_cnn

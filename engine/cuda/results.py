@@ -15,7 +15,7 @@ from flashelmo.engine.arrays import Array, Int64
 from flashelmo.engine.cuda.transfer import Download, Transfers
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Output
-from flashelmo.engine.threads import in_order
+from flashelmo.engine.system.threads import in_order
 
 # Results are downloaded in pieces of about this size: while one is read, the next one is copied. Pinned memory is
 # allocated in powers of two, and a piece may be one sentence longer.

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from flashelmo.engine.arrays import Array, Int32
-from flashelmo.engine.autocast import without_autocast
-from flashelmo.engine.captures import own_stream
+from flashelmo.engine.system.autocast import without_autocast
+from flashelmo.engine.system.captures import own_stream
 
 # During a capture, in whatever thread, PyTorch ignores `record_stream` and would free memory too early: the two exclude
 # each other.

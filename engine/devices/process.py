@@ -9,12 +9,12 @@ from multiprocessing import Pipe
 from queue import SimpleQueue
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
-from flashelmo.engine import child
 from flashelmo.engine.arrays import Array
 from flashelmo.engine.devices.shared_arrays import read_arrays, receive_file
 from flashelmo.engine.devices.worker import Done, Failed, Ready, Refused
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.pipeline import Statistics
+from flashelmo.engine.system import child
 
 WORKER = "flashelmo.engine.devices.worker"
 END_SECONDS = 10.0  # a driver may take its time to free a device

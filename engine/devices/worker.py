@@ -17,12 +17,12 @@ from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import Any, NamedTuple, NoReturn
 
-from flashelmo.engine import child
 from flashelmo.engine.arrays import Array
 from flashelmo.engine.devices.shared_arrays import ArrayLayout, Pickled, read_object, send_file, write_arrays
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Output
 from flashelmo.engine.pipeline import Statistics, WindowPipeline, renumbered
+from flashelmo.engine.system import child
 from flashelmo.engine.text.windows import Window
 
 

@@ -11,8 +11,8 @@ from flashelmo.engine.graph.pieces import widest
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import GATES, ElmoWeights
 from flashelmo.engine.precision import NumberType
-from flashelmo.engine.processor import int8_levels, n_cores
-from flashelmo.engine.threads import in_order
+from flashelmo.engine.system.processor import int8_levels, n_cores
+from flashelmo.engine.system.threads import in_order
 
 MASKED = np.float32(-1e30)  # a window that reaches beyond the word's last position can never be the maximum
 MASKED_FLOAT16 = np.float32(-3e4)  # the same in 16 bits, where infinity times zero would be NaN

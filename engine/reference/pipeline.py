@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from flashelmo.engine.arrays import Array
-from flashelmo.engine.forks import InEachProcess
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.output import Output
 from flashelmo.engine.pipeline import OnProgress, PipelineInfo, Statistics, Stream, stream_windows
 from flashelmo.engine.reference.reference import ReferenceRuntime
 from flashelmo.engine.settings import Settings
+from flashelmo.engine.system.forks import InEachProcess
 from flashelmo.engine.text.windows import Window
 
 

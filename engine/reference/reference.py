@@ -16,9 +16,7 @@ from typing import Any
 import numpy as np
 
 from flashelmo.engine.arrays import Floats
-from flashelmo.engine.autocast import without_autocast
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
-from flashelmo.engine.forks import is_forked
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import ElmoModel, ElmoWeights, Lexicon
 from flashelmo.engine.precision import PRECISIONS
@@ -32,6 +30,8 @@ from flashelmo.engine.reference.torch_layers import (
     canonical_tensor,
     embedding_parameter,
 )
+from flashelmo.engine.system.autocast import without_autocast
+from flashelmo.engine.system.forks import is_forked
 from flashelmo.engine.text.characters import WordEncoder
 from flashelmo.kernels.pytorch import float32_products
 

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from flashelmo.engine.autocast import autocast_type
 from flashelmo.engine.errors import MissingExtraError
 from flashelmo.engine.reference.padding import positions_before
 from flashelmo.engine.reference.reference import ReferenceElmo
+from flashelmo.engine.system.autocast import autocast_type
 from flashelmo.engine.training.recurrence import Clips, Weights, kernels_work, lstm_layer
 
 try:

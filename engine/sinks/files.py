@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from flashelmo.engine.errors import FlashElmoError, first_line
-from flashelmo.engine.files import check_link, sync, temporary_beside
 from flashelmo.engine.output import Output
+from flashelmo.engine.system.files import check_link, sync, temporary_beside
 
 RUN = "run.json"  # in a folder of shards, written before any of them
 

@@ -23,11 +23,11 @@ import numpy as np
 from flashelmo.engine.arguments import flag, path_of
 from flashelmo.engine.arrays import Array
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.files import check_link
 from flashelmo.engine.output import Output, cast, pool_mean
 from flashelmo.engine.sinks import ENTRY_BYTES, FILE_SUFFIXES, Record
 from flashelmo.engine.sinks.files import RUN, check_path, publish, temporary_file, writing
 from flashelmo.engine.sinks.hdf5 import Hdf5File
+from flashelmo.engine.system.files import check_link
 
 RESIDUES, PROTEINS, MAPPING = "embeddings_file.h5", "reduced_embeddings_file.h5", "mapping_file.csv"
 COLUMNS = ("", "original_id", "sequence_length")

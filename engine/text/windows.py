@@ -16,10 +16,10 @@ import pyarrow as pa
 from flashelmo.engine.arguments import path_of, shown, standard_input
 from flashelmo.engine.arrays import Bool, Int32, Int64
 from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.system.threads import Background
 from flashelmo.engine.text.lines import Block, Errors, check_utf8, split_lines, without_mark
 from flashelmo.engine.text.sentences import SURROGATE
 from flashelmo.engine.text.tables import check_is_no_other_format
-from flashelmo.engine.threads import Background
 
 Item = TypeVar("Item")
 

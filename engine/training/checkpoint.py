@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from flashelmo.engine.arguments import shown
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError, first_line, reason_of
-from flashelmo.engine.files import sync, why_not_written
+from flashelmo.engine.system.files import sync, why_not_written
 
 try:
     import torch

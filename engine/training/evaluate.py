@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from flashelmo.engine.arrays import Float32, Int32, Int64
-from flashelmo.engine.autocast import without_autocast
 from flashelmo.engine.errors import MissingExtraError
+from flashelmo.engine.system.autocast import without_autocast
 from flashelmo.engine.training.corpus import BEGIN, END, EncodedCorpus
 from flashelmo.engine.training.model import BiLM, State
 from flashelmo.engine.training.softmax import cross_entropy

@@ -12,9 +12,9 @@ from typing import Any
 
 from flashelmo.engine.arguments import is_stream
 from flashelmo.engine.errors import FlashElmoError, reason_of
-from flashelmo.engine.files import lock, sha256_of, take_folder
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import ElmoModel
+from flashelmo.engine.system.files import lock, sha256_of, take_folder
 from flashelmo.engine.training.checkpoint import TEMPORARY
 from flashelmo.engine.training.processes import Processes
 from flashelmo.engine.training.settings import TrainSettings

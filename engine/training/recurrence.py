@@ -21,8 +21,8 @@ import logging
 from functools import cache
 from typing import Any, NamedTuple
 
-from flashelmo.engine.autocast import without_autocast
 from flashelmo.engine.errors import MissingExtraError, first_line
+from flashelmo.engine.system.autocast import without_autocast
 
 try:
     import torch

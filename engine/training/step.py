@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from flashelmo.engine.arrays import Int32
-from flashelmo.engine.captures import abandon
 from flashelmo.engine.errors import MissingExtraError, first_line
+from flashelmo.engine.system.captures import abandon
 from flashelmo.engine.training.model import BiLM, State
 from flashelmo.engine.training.optimizers import Adagrad, clip_scale, make_optimizer, row_gradients, scale_gradients
 from flashelmo.engine.training.settings import TrainSettings

@@ -11,7 +11,7 @@ from flashelmo.engine.arguments import is_stream
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
 from flashelmo.engine.model.checkpoints.files import new_folder
 from flashelmo.engine.model.config import ElmoConfig
-from flashelmo.engine.processor import check_threads, cpu_flags
+from flashelmo.engine.system.processor import check_threads, cpu_flags
 from flashelmo.engine.training.corpus import EncodedCorpus, most_frequent, read_corpus, read_vocabulary
 from flashelmo.engine.training.processes import Processes
 from flashelmo.engine.training.settings import TrainSettings

@@ -23,7 +23,7 @@ from flashelmo.engine.model.checkpoints import load_model
 from flashelmo.engine.model.checkpoints.files import check_replaceable, new_folder
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import ElmoModel
-from flashelmo.engine.processor import processor_name
+from flashelmo.engine.system.processor import processor_name
 from flashelmo.engine.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from flashelmo.engine.training.corpus import UNKNOWN
 from flashelmo.engine.training.due import SaveClock

@@ -22,10 +22,10 @@ import onnx
 
 from flashelmo.engine.arrays import Arrays
 from flashelmo.engine.errors import FlashElmoError, reason_of
-from flashelmo.engine.files import temporary_folder
 from flashelmo.engine.model.checkpoints.native import write_native
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.precision import PrecisionName
+from flashelmo.engine.system.files import temporary_folder
 from flashelmo.engine.text.spelling import Speller
 from flashelmo.export.batches import pad
 from flashelmo.export.metadata import Metadata

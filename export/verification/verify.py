@@ -11,7 +11,7 @@ from flashelmo.engine.arguments import check, utf8_path_of, whole_number
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.precision import Bound
-from flashelmo.engine.processor import processor_name
+from flashelmo.engine.system.processor import processor_name
 from flashelmo.engine.text.sentences import several, tokenized
 from flashelmo.engine.text.spelling import utf8
 from flashelmo.export.build import check_is_model

@@ -15,9 +15,9 @@ import numpy as np
 from flashelmo.engine.arguments import shown, whole_number
 from flashelmo.engine.arrays import Array
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError, first_line
-from flashelmo.engine.forks import InEachProcess
 from flashelmo.engine.output import Layers, Mix, Output
 from flashelmo.engine.sentence_transformers import encode
+from flashelmo.engine.system.forks import InEachProcess
 from flashelmo.engine.text.sentences import SURROGATE, Sentence, several, tokens_of
 from flashelmo.engine.text.spelling import in_place_of_surrogates
 

@@ -8,11 +8,11 @@ from typing import Any
 
 from flashelmo.engine.arguments import path_of
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.files import sha256_of
 from flashelmo.engine.model.checkpoints import load_model
 from flashelmo.engine.model.checkpoints.manylangs import PICKLES
 from flashelmo.engine.model.checkpoints.native import write_native
 from flashelmo.engine.model.weights import ElmoModel
+from flashelmo.engine.system.files import sha256_of
 
 
 def convert(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from flashelmo.engine.errors import FlashElmoError, reason_of
-from flashelmo.engine.files import check_link, sync, temporary_folder, why_not_written
+from flashelmo.engine.system.files import check_link, sync, temporary_folder, why_not_written
 
 # What a folder may hold to be replaced: files that flashelmo writes, and nothing of the user's.
 MODEL_FILES = {"config.json", "model.safetensors", "lexicon.json", "options.json", "weights.hdf5", "vocab.txt"}

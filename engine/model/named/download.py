@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError, reason_of
-from flashelmo.engine.files import sha256_of
 from flashelmo.engine.model.checkpoints.files import extracted, read_json
 from flashelmo.engine.model.named.table import RECORD, NamedFile, NamedModel, offline
+from flashelmo.engine.system.files import sha256_of
 
 logger = logging.getLogger("flashelmo")
 

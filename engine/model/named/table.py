@@ -12,7 +12,7 @@ from pathlib import Path
 
 from flashelmo.engine.arguments import path_of
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.files import cache_folder
+from flashelmo.engine.system.files import cache_folder
 
 HOME = "FLASHELMO_HOME"  # the folder of the cache
 OFFLINE = ("FLASHELMO_OFFLINE", "HF_HUB_OFFLINE")

@@ -20,9 +20,9 @@ from flashelmo.cli.arguments import (
 )
 from flashelmo.cli.single_file import embed_to_file
 from flashelmo.cli.terminal import say
-from flashelmo.engine.allocator import return_large_arrays
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Output
+from flashelmo.engine.system.allocator import return_large_arrays
 
 
 def elmo(

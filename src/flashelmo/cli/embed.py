@@ -33,11 +33,11 @@ from flashelmo.cli.arguments import (
 )
 from flashelmo.cli.bulk import check_beside, embed_to_folder, is_folder
 from flashelmo.cli.single_file import embed_records_to, embed_to_file
-from flashelmo.engine.allocator import return_large_arrays
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.named.locate import bundled
 from flashelmo.engine.output import Output
 from flashelmo.engine.settings import CudaSettings
+from flashelmo.engine.system.allocator import return_large_arrays
 
 
 def embed(

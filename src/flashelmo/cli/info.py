@@ -18,7 +18,7 @@ def info(
     from flashelmo.engine.choice import faster_on_cpu
     from flashelmo.engine.model.checkpoints import load_model
     from flashelmo.engine.model.checkpoints.convert import describe
-    from flashelmo.engine.processor import processor_name
+    from flashelmo.engine.system.processor import processor_name
 
     facts = describe(load_model(model, options))
     faster = [asdict(each) for each in faster_on_cpu()]
