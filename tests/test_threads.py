@@ -15,7 +15,7 @@ from interrupts import count_moments, interrupt
 from flashelmo.engine import pipeline
 from flashelmo.engine.cuda.forests import build_native_forests
 from flashelmo.engine.settings import Settings
-from flashelmo.engine.system.threads import Background, in_order
+from flashelmo.engine.system.threads import OPENMP_POLLS, Background, in_order, openmp_polls_briefly
 from flashelmo.engine.text.windows import Window, read_ahead
 
 
@@ -103,3 +103,19 @@ def test_a_call_that_nobody_waits_for_is_no_error() -> None:
 
     Background(fail)
     assert ended.wait(10)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({}, {"GOMP_SPINCOUNT": str(OPENMP_POLLS)}),
+        ({"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7"}),
+        ({"OMP_WAIT_POLICY": "active"}, {"OMP_WAIT_POLICY": "active"}),
+    ],
+)
+def test_openmp_polls_briefly_unless_the_user_chose(
+    before: dict[str, str], after: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", before)
+    openmp_polls_briefly()
+    assert before == after

@@ -20,6 +20,7 @@ from typing import Any, Generic, TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+OPENMP_POLLS = 10_000  # some 0.1 to 0.5 ms; by default it is 300,000
 END_SECONDS = 0.2  # that the end of the program waits for calls that were abandoned
 
 
@@ -67,6 +68,16 @@ def in_order(call: Callable[[Item], Result], items: Iterable[Item], threads: int
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
+
+
+def openmp_polls_briefly() -> None:
+    """Let PyTorch's threads on the CPU, GNU OpenMP's, poll for work briefly and then sleep, unless the user chose.
+
+    By default they poll for milliseconds, on cores that other threads need as soon as the machine does anything else.
+    This is the environment of the whole process, read when PyTorch is first imported: so it is for commands alone.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", str(OPENMP_POLLS))
 
 
 _running: dict[int, Any] = {}  # locks that are held while a call runs

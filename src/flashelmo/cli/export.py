@@ -25,6 +25,7 @@ from flashelmo.cli.terminal import readable_size, say
 from flashelmo.engine.arguments import path_of
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.precision import precisions_on
+from flashelmo.engine.system.threads import openmp_polls_briefly
 from flashelmo.engine.text.windows import read_windows
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Export a model as ONNX files, verified against PyTorch."""
+    openmp_polls_briefly()
     from flashelmo.engine.model.checkpoints import load_model
     from flashelmo.export.metadata import BUCKET_DATA
     from flashelmo.export.write import check_folder, export_onnx, verify_folder

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from flashelmo.cli.arguments import Device, InputText, Options, Threads
+from flashelmo.engine.system.threads import openmp_polls_briefly
 
 
 def perplexity(
@@ -21,6 +22,7 @@ def perplexity(
     threads: Threads = None,
 ) -> None:
     """Compute a text's perplexity, forward and backward. Each sentence starts from a fresh state."""
+    openmp_polls_briefly()
     from flashelmo.engine.text.windows import read_windows
     from flashelmo.engine.training.corpus import WINDOW_TOKENS, no_token
     from flashelmo.engine.training.language_model import LanguageModel

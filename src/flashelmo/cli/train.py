@@ -16,6 +16,7 @@ from flashelmo.cli.arguments import Device, Overwrite, Quiet, Threads, log_less
 from flashelmo.cli.terminal import StatusLine, say
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.config import ElmoConfig
+from flashelmo.engine.system.threads import openmp_polls_briefly
 
 if TYPE_CHECKING:
     from flashelmo.engine.training.trainer import OnTrainProgress, Progress
@@ -66,6 +67,7 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train a model on text, or continue training one. A run that was killed resumes when started again."""
+    openmp_polls_briefly()
     from flashelmo.engine.model.initialize import preset_config
     from flashelmo.engine.training.processes import named_processes
     from flashelmo.engine.training.settings import TrainSettings
