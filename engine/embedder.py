@@ -179,11 +179,11 @@ class ElmoEmbedder:
         Raises:
             FlashElmoError: the files are no longer there.
         """
-        more: dict[str, Any] = {}
-        if self.runtime == "cuda":
-            more = {"batch_invariant": self.settings.cuda.batch_invariant}
-        elif (self.runtime, self.precision) == ("ort", "int8"):
-            more = {"int8_levels": int8_levels()}  # another processor may round the weights to fewer bits
+        more: dict[str, Any] = {}  # of which nothing is said where it is as usual, as by folders without these entries
+        if self.runtime == "cuda" and self.settings.cuda.batch_invariant:
+            more = {"batch_invariant": True}
+        elif (self.runtime, self.precision) == ("ort", "int8") and int8_levels() < 127:
+            more = {"int8_levels": int8_levels()}  # this processor needs weights of fewer bits
         return {
             "sha256": self._read_model().sha256,
             **self.config.to_dict(),

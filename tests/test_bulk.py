@@ -532,8 +532,9 @@ def test_a_fingerprint_tells_models_apart(tmp_path: Path, monkeypatch: pytest.Mo
     others = [ElmoEmbedder(MODELS[name], device="cpu").fingerprint() for name in ("no projection", "manylangs")]
     assert len({each["sha256"] for each in (loaded, *others)}) == 3
     in_8_bits = ElmoEmbedder(MODELS["skip"], device="cpu", runtime="ort", precision="int8")
-    monkeypatch.setattr("flashelmo.engine.embedder.int8_levels", lambda: 63)  # of a processor without VNNI
-    assert in_8_bits.fingerprint()["int8_levels"] == 63
+    for levels, told in ((127, None), (63, 63)):  # of a processor with VNNI, and of one without
+        monkeypatch.setattr("flashelmo.engine.embedder.int8_levels", lambda levels=levels: levels)
+        assert in_8_bits.fingerprint().get("int8_levels") == told
 
 
 # ------------------------------------------------------------------------------------------------ disks and inputs fail
