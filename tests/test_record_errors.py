@@ -261,7 +261,8 @@ HELD = {  # what a file holds: its bytes, and what reads it
     "FASTA": (b">a\nACDE\n", "format fasta reads it"),
     "CoNLL-U": (b"1\ta" + 8 * b"\t_" + b"\n", "format conllu reads it"),
     "JSON lines": (b'{"text": "a"}\n{"text": "b"}\n', "format jsonl reads them"),
-    "JSON": (b'[\n  {\n    "text": "a"\n  }\n]\n', r"`jq -c '\.\[\]'` puts each object of a list on a line"),
+    "JSON": (b'[\n  {\n    "text": "a"\n  }\n]\n', r"`jq -c '\.\[\]'` puts each object of a list on a line, .*"),
+    "HTML": (b"\xef\xbb\xbf<!DOCTYPE html>\n<p>a b\n", "take the text out of it"),
     "tokens with tags": (9 * b"a\tDT\nb\tNN\n\n", "format tags reads them"),
     "a table": (b"a b\tc\nd\te f\n", "format csv or tsv reads a column of it"),
     r"lines that end with \\r alone": (b"a b\rc\r", r"`tr '\\r' '\\n'` turns them into others"),
@@ -286,12 +287,12 @@ def test_files_that_are_plainly_of_another_format(kind: str, format: str | None,
         reader.take(1)
 
 
-@pytest.mark.parametrize("kind", ["FASTA", "CoNLL-U", "JSON lines", "tokens with tags", "a table"])
+@pytest.mark.parametrize("kind", ["FASTA", "CoNLL-U", "JSON lines", "HTML", "tokens with tags", "a table"])
 def test_lines_and_tables_that_are_asked_for_by_name_are_such(kind: str, tmp_path: Path) -> None:
     data, _ = HELD[kind]
     (tmp_path / "a").write_bytes(data)
     found = taken(open_reader(tmp_path / "a", "lines")).records()
-    assert found.texts == data.decode().rstrip("\n").split("\n") + [""] * (kind == "tokens with tags")
+    assert found.texts == data.decode("utf-8-sig").rstrip("\n").split("\n") + [""] * (kind == "tokens with tags")
     if kind == "CoNLL-U":
         assert taken(open_reader(tmp_path / "a", "tsv", field="2")).records().texts == ["a"]
     (tmp_path / "a").write_bytes(HELD["HDF5"][0])

@@ -15,7 +15,7 @@ from flashelmo.engine.bulk.parts import Part, Place, Records
 from flashelmo.engine.bulk.text_format import RawRecords, TextFormat
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.text.lines import without_mark
-from flashelmo.engine.text.tables import KINDS, RETURNS, binary_kind_of, kind_of
+from flashelmo.engine.text.tables import KINDS, MARKUP, RETURNS, binary_kind_of, kind_of
 
 CHUNK_BYTES = 1 << 20
 HEAD_BYTES = 1 << 20  # that show what a file holds
@@ -25,10 +25,9 @@ READ_BY = {  # what a file holds: how to read it
     "FASTA": "format fasta reads it",
     "CoNLL-U": "format conllu reads it",
     "JSON lines": "format jsonl reads them",
-    "JSON": KINDS["JSON"],
     "tokens with tags": "format tags reads them",
     "a table": "format csv or tsv reads a column of it",
-    RETURNS: KINDS[RETURNS],
+    **{kind: KINDS[kind] for kind in ("JSON", RETURNS, *MARKUP.values())},
     "Parquet": "format parquet reads a column of it",
     "gzip": "a name that ends in .gz is decompressed",
     "Zstandard": "a name that ends in .zst is decompressed",

@@ -13,6 +13,7 @@ FEW_LINES = 10  # of two columns, which may be sentences
 RESIDUES = re.compile(r"[A-Za-z*.-]+")
 CONLLU_ID = re.compile(r"[0-9]+([-.][0-9]+)?")
 CONLLU_COLUMNS = 10
+MARKUP = {"{\\rtf": "RTF", "<?xml ": "XML", "<!doctype html": "HTML"}  # how the first line begins, in lower case
 JSON = re.compile(r'(?:\[\s*\{\s*|\{\n)"[^"\n]*":')  # a list of objects, or one over several lines
 
 RETURNS = "lines that end with \\r alone"
@@ -22,12 +23,13 @@ KINDS = {
     "FASTA": "leave out the headers and put a blank between residues",
     "CoNLL-U": "put a sentence's second column on a line",
     "JSON lines": "take the field of sentences out of them",
-    "JSON": "`jq -c '.[]'` puts each object of a list on a line",
+    "JSON": "`jq -c '.[]'` puts each object of a list on a line, `jq -c .` a single one",
     "tokens with tags": "put a sentence's first column on a line",
     "a table": "`cut -f` picks a column",
     RETURNS: "`tr '\\r' '\\n'` turns them into others",
+    **dict.fromkeys(MARKUP.values(), "take the text out of it"),
 }
-SURE = ("FASTA", "CoNLL-U", "JSON lines", "JSON", RETURNS)  # readers of text never accept these as sentences
+SURE = ("FASTA", "CoNLL-U", "JSON lines", "JSON", RETURNS, *MARKUP.values())  # which readers of text never accept
 BEGINNINGS = {
     b"PAR1\x15": "Parquet",
     b"\x1f\x8b": "gzip",
@@ -38,10 +40,6 @@ BEGINNINGS = {
     b"PK\x03\x04": "a ZIP archive, as .docx and .odt are",
     b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": "an Office file, as .doc is",
     b"%PDF-": "PDF",
-    b"{\\rtf": "RTF",
-    b"<?xml ": "XML",
-    b"<!DOCTYPE html": "HTML",
-    b"<!doctype html": "HTML",
 }
 
 
@@ -71,6 +69,9 @@ def kind_of(head: bytes) -> str | None:
     """
     every = [line.strip() for line in head.decode("utf-8", "replace").split("\n", MAX_LINES)[:MAX_LINES]]
     lines = [line for line in every if line]
+    for beginning, kind in MARKUP.items():
+        if lines and lines[0].lower().startswith(beginning):
+            return kind
     if len(every) == 1 and "\r" in every[0]:
         return RETURNS
     columns = [line.split("\t") for line in lines if not line.startswith("#")]
