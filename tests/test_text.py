@@ -279,7 +279,8 @@ def test_what_is_no_text_is_named(data: bytes, found: str) -> None:
     with pytest.raises(FlashElmoError, match=found):
         read(data)
     assert read(b"a\0b c\nlast\n")[0].tokens(0) == ["a\0b", "c"]
-    for text in ("PAR1 is here\n", "BZh was here\n", "{ }\n", '[ { " so " : } ]\n', "1\tthe cat sat\n2\ta dog\n"):
+    others = "PAR1 is here\n", "BZh was here\n", "<s> a\n", "{ }\n", '[ { " so " : } ]\n', "1\tthe cat sat\n2\ta dog\n"
+    for text in (*others, '[{"a": 1}, {"a": 2}] is a list\nof what ?\n'):
         assert read(text.encode())[0].tokens(0) == text.split("\n")[0].split()
 
 

@@ -81,7 +81,7 @@ def kind_of(head: bytes) -> str | None:
         return "CoNLL-U"
     if _is_json(lines):
         return "JSON lines"
-    if JSON.match("\n".join(lines[:3])):
+    if JSON.match("\n".join(lines[:3])) and (len(lines) == 1 or lines[0].endswith(tuple("[{,]}"))):
         return "JSON"
     if "" in every[:-1] and _is_tagged([line.split("\t") for line in lines]):
         return "tokens with tags"
