@@ -233,6 +233,9 @@ def test_statistics_count_what_sharing_saved() -> None:
     assert embedder.statistics.steps_saved == 2 * 3 * 3 - 9
     embedder.embed_batch([["a", "b"]])
     assert embedder.statistics.words_computed == 5
+    embedder = ElmoEmbedder(MODELS["skip"], share=False)
+    embedder.embed_batch([["a", "b"], ["a", "b"], ["a", "c"], []])
+    assert (embedder.statistics.steps, embedder.statistics.steps_saved) == (2 * 3 * 3, 0)
 
 
 def test_progress_ends_at_the_whole(sentences: list[list[str]]) -> None:
