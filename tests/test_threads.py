@@ -6,14 +6,17 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 from interrupts import count_moments, interrupt
 
+from flashelmo.cli import main
 from flashelmo.engine import pipeline
 from flashelmo.engine.cuda.forests import build_native_forests
+from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.settings import Settings
 from flashelmo.engine.system.threads import OPENMP_POLLS, Background, in_order, openmp_polls_briefly
 from flashelmo.engine.text.windows import Window, read_ahead
@@ -119,3 +122,15 @@ def test_openmp_polls_briefly_unless_the_user_chose(
     monkeypatch.setattr(os, "environ", before)
     openmp_polls_briefly()
     assert before == after
+
+
+@pytest.mark.parametrize("command", ["train", "perplexity", "export"])
+def test_commands_of_pytorch_tell_it_so_before_anything_else(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told() -> None:
+        raise FlashElmoError("told")
+
+    monkeypatch.setattr(import_module(f"flashelmo.cli.{command}"), "openmp_polls_briefly", told)
+    assert main([command, "absent", *(["--output"] if command == "train" else []), "absent"]) == 1
+    assert capsys.readouterr().err.endswith(": told\n")
