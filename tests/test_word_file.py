@@ -96,7 +96,7 @@ def test_only_runtimes_of_the_processor_take_it(tmp_path: Path) -> None:
 def test_it_never_grows_beyond_its_bound(n_at_once: int, n_letters: int, tmp_path: Path) -> None:
     path, bound = tmp_path / "words", 100 * PAGE_BYTES
     file = opened(path, max_bytes=bound)
-    names = [f"word {k:{n_letters}}" for k in range(1000)]
+    names = [f"word {k * 919 % 1000:{n_letters}}" for k in range(1000)]  # in no order, so that pages are split
     for start in range(0, len(names), n_at_once):
         part = names[start : start + n_at_once]
         file.write(part, vectors_of(part))
