@@ -1,5 +1,6 @@
 """The ONNX pieces, their valid form, the windows of characters and 8-bit weights, against formulas in numpy."""
 
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -277,3 +278,16 @@ def test_weights_stay_outside_unless_embedded() -> None:
     inside = {tensor.name: tensor for tensor in graph.to_model(tensors, embed=True).graph.initializer}
     for name in graph.weights:
         assert np.array_equal(onnx.numpy_helper.to_array(inside[name]), tensors[name])
+
+
+def test_threads_of_onnx_runtime_that_wait_sleep() -> None:
+    """They would keep a core from the other direction, or from other programs."""
+    model = random_model(replace(BILM, cell_size=512, projection_size=256))
+    runtime = OrtRuntime(model.config, tensors_of(model.config, "float32"), "float32", threads=4)
+    gates, idle = runtime.gates.empty(300), []
+    for _ in range(5):
+        runtime.input_product(0, 0, np.ones((300, 256), np.float32), gates)
+        begin = time.process_time()
+        time.sleep(0.03)
+        idle.append(time.process_time() - begin)
+    assert sorted(idle)[2] < 0.003
