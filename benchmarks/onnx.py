@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
 from rich.console import Console
 
 from flashelmo.benchmarks import machine
@@ -49,6 +48,7 @@ from flashelmo.benchmarks.text import (
     load_sentences,
 )
 from flashelmo.benchmarks.worker import Pool
+from flashelmo.engine.cpu.sessions import onnxruntime
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints import load_model

@@ -23,7 +23,7 @@ from flashelmo.benchmarks.contestant import Way
 from flashelmo.benchmarks.results import Row
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.worker import Pool
-from flashelmo.engine.cpu.sessions import session_options
+from flashelmo.engine.cpu.sessions import onnxruntime, session_options
 from flashelmo.engine.errors import MissingExtraError
 from flashelmo.engine.graph.builder import Graph
 from flashelmo.engine.graph.tensors import quantize
@@ -31,11 +31,6 @@ from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import expected_shapes
 from flashelmo.engine.precision import NumberType
 from flashelmo.engine.system.processor import cpu_flags, int8_levels, multiplies_bf16, n_cores
-
-try:
-    import onnxruntime
-except ImportError as error:
-    raise MissingExtraError("onnxruntime", "cpu", "measuring the matrix peak") from error
 
 SHAPES = ((256, 512, 16384), (512, 1024, 4096), (1024, 2048, 2048))  # rows, K, columns
 STREAM_K = 1024

@@ -13,17 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from flashelmo.engine.arguments import check
-from flashelmo.engine.cpu.sessions import session_options
-from flashelmo.engine.errors import FlashElmoError, MissingExtraError, first_line
+from flashelmo.engine.cpu.sessions import onnxruntime, session_options
+from flashelmo.engine.errors import FlashElmoError, first_line
 from flashelmo.engine.system.processor import check_threads, n_cores
 from flashelmo.engine.text.sentences import several
 from flashelmo.export.metadata import BUCKET_FILE
-
-try:
-    import onnxruntime
-    from onnxruntime.capi import onnxruntime_pybind11_state as ort
-except ImportError as error:
-    raise MissingExtraError("onnxruntime", "cpu", "running an exported file") from error
 
 Options: TypeAlias = Mapping[str, Any]
 Provider: TypeAlias = str | tuple[str, Options]
@@ -31,6 +25,7 @@ Provider: TypeAlias = str | tuple[str, Options]
 SHORT_NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 FIRST_WITH_TF32 = 1, 18  # earlier versions refuse the option
 DEVICES = {"CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider": "cuda"}
+ort = onnxruntime.capi.onnxruntime_pybind11_state
 # ONNX Runtime's exceptions have no common class but Exception.
 ORT_ERRORS = (
     ort.EngineError,

@@ -15,7 +15,7 @@ import onnxruntime
 import pytest
 from onnx import helper
 from onnx_toy import METADATA, toy_model
-from test_architecture import HEAVY, run_python, top_level
+from test_architecture import FACE, HEAVY, imports, modules, run_python, top_level
 from tiny_models import MANYLANGS, MANYLANGS_LEXICON, MODELS
 
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
@@ -383,3 +383,24 @@ def test_a_lexicon_may_hold_what_the_model_does_not_look_up() -> None:
     config = replace(MANYLANGS, word_size=0, n_words=0)
     metadata = replace(METADATA, config=config, lexicon=MANYLANGS_LEXICON)
     assert Metadata.from_properties(metadata.to_properties(), "m.onnx") == metadata
+
+
+def test_importing_onnx_runtime_writes_nothing_and_leaves_the_environment_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Version 1.31 has telemetry, with an identity in the user's cache folder."""
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, str(tmp_path))
+    run_python(
+        "import os; before = dict(os.environ); import flashelmo.export.open_session; assert os.environ == before"
+    )
+    assert not list(tmp_path.iterdir())
+    importing = {
+        name
+        for part in ("engine", "export", "benchmarks", FACE)
+        for name, tree in modules(part)
+        if any(imported.startswith("onnxruntime") for imported in imports(tree))
+    }
+    assert importing == {"engine.cpu.sessions"}

@@ -10,8 +10,7 @@ import numpy as np
 
 from flashelmo.engine.arrays import Array, Arrays, Float32, Int32, Int64
 from flashelmo.engine.cpu.runtime import Blocks, Kept, LstmSteps
-from flashelmo.engine.cpu.sessions import session_options
-from flashelmo.engine.errors import MissingExtraError
+from flashelmo.engine.cpu.sessions import onnxruntime, session_options
 from flashelmo.engine.graph.builder import Graph, Tensors
 from flashelmo.engine.graph.pieces import GraphName, all_graphs
 from flashelmo.engine.model.config import ElmoConfig
@@ -20,11 +19,6 @@ from flashelmo.engine.precision import NumberType
 from flashelmo.engine.system.forks import InEachProcess
 from flashelmo.engine.system.processor import cache_bytes, n_cores
 from flashelmo.engine.system.threads import in_order
-
-try:
-    import onnxruntime
-except ImportError as error:
-    raise MissingExtraError("onnxruntime", "cpu", "running ELMo on the CPU") from error
 
 
 class OrtRuntime:

@@ -1,13 +1,37 @@
-"""How ONNX Runtime's threads work here, in the engine and for exported files."""
+"""ONNX Runtime, as the engine, exported files and benchmarks import it, and how its threads work."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from flashelmo.engine.errors import MissingExtraError
 
+__all__ = ["onnxruntime", "session_options"]
+
+TELEMETRY_OFF = "ORT_DISABLE_TELEMETRY"
+
+
+@contextmanager
+def _without_telemetry() -> Iterator[None]:
+    """Let `import onnxruntime` find its telemetry turned off, unless the user chose.
+
+    Otherwise it writes an identity and a database of events into the user's cache folder, to send them to its makers.
+    """
+    is_chosen = TELEMETRY_OFF in os.environ
+    os.environ.setdefault(TELEMETRY_OFF, "1")
+    try:
+        yield
+    finally:
+        if not is_chosen:
+            del os.environ[TELEMETRY_OFF]
+
+
 try:
-    import onnxruntime
+    with _without_telemetry():
+        import onnxruntime
 except ImportError as error:
     raise MissingExtraError("onnxruntime", "cpu", "running ELMo on the CPU") from error
 
