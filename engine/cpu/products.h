@@ -85,6 +85,23 @@ INLINE void multiply_few(Product product, int piece, const int n) {
             _mm512_store_si512(product.sums + (gate * ROWS + piece * FEW + row) * 16, sums[gate][row]);
 }
 
+/* Functions of their own: inside larger ones, compilers have moved rows from the registers into memory. */
+#define MULTIPLY_FEW(BITS, GATES, N)                                                                     \
+    static __attribute__((noinline)) void multiply_##BITS##_##GATES##_##N(Product product, int piece) { \
+        product.bits = BITS, product.n_gates = GATES;                                                    \
+        multiply_few(product, piece, N);                                                                 \
+    }
+MULTIPLY_FEW(8, 4, 1)
+MULTIPLY_FEW(8, 2, 1)
+#ifndef __AMX_TILE__
+MULTIPLY_FEW(8, 4, 4)
+MULTIPLY_FEW(8, 2, 4)
+MULTIPLY_FEW(16, 4, 1)
+MULTIPLY_FEW(16, 2, 1)
+MULTIPLY_FEW(16, 4, 4)
+MULTIPLY_FEW(16, 2, 4)
+#endif
+
 #ifdef __AMX_TILE__
 
 #define MULTIPLY(sum, row, column)                               \
@@ -111,7 +128,7 @@ INLINE int n_pieces(Product product) {
 
 INLINE void do_piece(Product product, int piece) {
     if (is_single(product)) {
-        multiply_few(product, 0, 1);
+        product.n_gates == 4 ? multiply_8_4_1(product, 0) : multiply_8_2_1(product, 0);
         return;
     }
     int short_ = is_short(product), k = piece % product.n_k, gate = piece / product.n_k * 2;
@@ -156,8 +173,9 @@ INLINE void begin_products(int n) {}
 INLINE void end_products(void) {}
 INLINE int n_pieces(Product product) { return groups(product.n_rows, FEW); }
 INLINE void do_piece(Product product, int piece) {
-    if (product.n_rows == 1) multiply_few(product, 0, 1);
-    else multiply_few(product, piece, FEW);
+    int is_8 = product.bits == 8, has_4 = product.n_gates == 4;
+    if (product.n_rows == 1) (is_8 ? has_4 ? multiply_8_4_1 : multiply_8_2_1 : has_4 ? multiply_16_4_1 : multiply_16_2_1)(product, 0);
+    else (is_8 ? has_4 ? multiply_8_4_4 : multiply_8_2_4 : has_4 ? multiply_16_4_4 : multiply_16_2_4)(product, piece);
 }
 
 #endif

@@ -7,10 +7,11 @@
 #include <linux/futex.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum { POLLED_CYCLES = 1 << 17, ALIGNMENT = 64 };
+enum { POLLED_CYCLES = 1 << 17, ALIGNMENT = 64, HUGE_PAGE = 1 << 21 };
 
 static void wait_while(Team *team, atomic_uint *counter, unsigned value) {
     for (uint64_t begin = __rdtsc(); __rdtsc() - begin < POLLED_CYCLES; _mm_pause())
@@ -38,10 +39,12 @@ void meet(Team *team) {
 
 int do_together(Team *team, int64_t n_bytes, Work *work, const void *call) {
     if (team->n_bytes < n_bytes) {
+        int64_t unit = n_bytes < HUGE_PAGE ? ALIGNMENT : HUGE_PAGE, rounded = (n_bytes + unit - 1) / unit * unit;
         free(team->memory);
-        team->memory = aligned_alloc(ALIGNMENT, (n_bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT);
-        team->n_bytes = team->memory ? n_bytes : 0;
+        team->memory = aligned_alloc(unit, rounded);
+        team->n_bytes = team->memory ? rounded : 0;
         if (!team->memory) return 0;
+        if (unit == HUGE_PAGE) madvise(team->memory, rounded, MADV_HUGEPAGE); /* lines of a row lie pages apart */
     }
     team->work = work, team->call = call;
     if (team->threads > 1) advance(team, &team->calls);
