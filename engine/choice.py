@@ -17,7 +17,7 @@ from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.pipeline import PipelineInfo
 from flashelmo.engine.precision import PRECISIONS, Precision, PrecisionName, precisions_on
 from flashelmo.engine.settings import INTERPRETER, Settings
-from flashelmo.engine.system.processor import multiplies_bf16
+from flashelmo.engine.system.processor import is_arm, multiplies_bf16
 from flashelmo.engine.text.schedule import MAX_WINDOW_TOKENS
 
 logger = logging.getLogger("flashelmo.device")
@@ -96,7 +96,7 @@ def faster_on_cpu() -> list[Faster]:
         row = PRECISIONS[name]
         if name == "bf16" and not multiplies_bf16():
             continue
-        needs = "" if any(_can_run(row)) else f"flashelmo[{EXTRAS[row.runtimes[-1]]}]"
+        needs = "" if any(_can_run(row)) else f"flashelmo[{EXTRAS[_needed(row)]}]"
         found.append(Faster(row.name, row.on("cpu").bound.relative or 0.0, needs))
     return found
 
@@ -120,7 +120,7 @@ def _choose_on_cpu(precision: str, runtime: str) -> Choice:
         expected = ", ".join(precisions_on("cpu"))
         raise FlashElmoError(f"precision {precision!r}: expected one of {expected} on the CPU")
     if runtime == "auto":
-        return Choice(next(_can_run(PRECISIONS[precision]), available[-1]), precision)
+        return Choice(next(_can_run(PRECISIONS[precision]), _needed(PRECISIONS[precision])), precision)
     if runtime == "cuda":
         raise FlashElmoError("runtime 'cuda': expected a CUDA device, found device 'cpu'")
     if runtime not in available:
@@ -130,15 +130,21 @@ def _choose_on_cpu(precision: str, runtime: str) -> Choice:
 
 def _can_run(precision: Precision) -> Iterator[str]:
     """The runtimes that have a precision and can run here, the preferred one first."""
-    for runtime in precision.runtimes:
-        if find_spec(PACKAGES[runtime]) is None:
-            continue
-        if runtime == "avx512":
-            from flashelmo.engine.cpu.lstm_c import why_not
+    return (name for name in precision.runtimes if find_spec(PACKAGES[name]) is not None and _suits(name, precision))
 
-            if why_not(precision.bits):
-                continue
-        yield runtime
+
+def _needed(precision: Precision) -> str:
+    """The runtime to install for a precision where none can run: the last that suits this processor."""
+    return [name for name in precision.runtimes if name != "avx512" and _suits(name, precision)][-1]
+
+
+def _suits(runtime: str, precision: Precision) -> bool:
+    """Whether a runtime that has a precision has it on this processor: bfloat16 is ONNX Runtime's on Arm alone."""
+    if runtime == "avx512":
+        from flashelmo.engine.cpu.lstm_c import why_not
+
+        return not why_not(precision.bits)
+    return precision.name != "bf16" or (runtime == "ort") == is_arm()
 
 
 def _automatic(precision: str, runtime: str) -> tuple[tuple[str, ...], str]:

@@ -114,7 +114,7 @@ _ROWS = (
     Precision(
         "bf16",
         "16 bits (8 of mantissa), sums and cells float32",
-        ("avx512", "openvino"),
+        ("avx512", "ort", "openvino"),
         cpu=Arithmetic("bfloat16", Bound(relative=0.01), "bfloat16"),
         cuda=Arithmetic("bfloat16", Bound(relative=0.01), "bfloat16"),
     ),

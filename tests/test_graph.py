@@ -1,7 +1,11 @@
 """The ONNX pieces, their valid form, the windows of characters and 8-bit weights, against formulas in numpy."""
 
 import time
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import count
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,15 +15,17 @@ from hypothesis import strategies as st
 from packaging.version import Version
 from tiny_models import BILM, MANYLANGS, MODELS, WORD_MODEL, random_model
 
+from flashelmo.engine.cpu import ort
 from flashelmo.engine.cpu.ort import OrtRuntime
 from flashelmo.engine.cpu.sessions import onnxruntime
+from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.graph.builder import IR_VERSION, OPSET, Tensors
 from flashelmo.engine.graph.pieces import all_graphs, character_windows, input_product_graph, steps_graph, words_graph
 from flashelmo.engine.graph.tensors import prepare_tensors, quantize
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import GATES, ElmoModel
 from flashelmo.engine.precision import NumberType, tolerance
-from flashelmo.engine.system.processor import int8_levels
+from flashelmo.engine.system.processor import int8_levels, is_arm
 from flashelmo.engine.text.characters import WordEncoder
 
 # Widths up to 7 and 50 positions, as the published models; words up to 48 bytes are whole.
@@ -285,6 +291,48 @@ def test_weights_stay_outside_unless_embedded() -> None:
 @pytest.mark.skipif(
     Version(onnxruntime.__version__) < Version("1.26"), reason="older versions of ONNX Runtime poll for longer"
 )
+def test_bfloat16_of_onnx_runtime_is_of_arm_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ort, "is_arm", lambda: False)
+    with pytest.raises(FlashElmoError, match="'bf16': ONNX Runtime has bfloat16 products on Arm"):
+        OrtRuntime(BILM, {}, "bfloat16")
+
+
+def test_no_product_in_bfloat16_becomes_one_that_stays_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Arm, ONNX Runtime rounds the factors of MatMul, not of Gemm. Elsewhere it rounds none: the graph is exact."""
+    monkeypatch.setattr(ort, "is_arm", lambda: True)
+    monkeypatch.setattr(ort, "multiplies_bf16", lambda: True)
+    options_of, model, found = ort.session_options, random_model(BILM), []
+    tensors = prepare_tensors(model.config, model.weights, "bfloat16")
+    for weight_type in ("float32", "bfloat16"):
+        folder, numbers = tmp_path / weight_type, count()
+        folder.mkdir()
+
+        def kept(threads: int, folder: Path = folder, numbers: Iterator[int] = numbers) -> Any:
+            options = options_of(threads)
+            options.optimized_model_filepath = str(folder / f"{next(numbers)}.onnx")
+            return options
+
+        monkeypatch.setattr(ort, "session_options", kept)
+        runtime = OrtRuntime(model.config, tensors, weight_type)
+        vectors = np.empty((2, model.config.projection_size), np.float32)
+        runtime.word_vectors(windows_of(model.config, ["a", "sentence"]), None, vectors)
+        gates = runtime.gates.empty(2)
+        runtime.input_product(1, 1, vectors, gates)
+        found.append(np.concatenate([vectors, *gates], axis=1))
+        operators = {node.op_type for file in folder.iterdir() for node in all_nodes(onnx.load(file).graph)}
+        assert "Scan" in operators and ("Gemm" in operators) == (weight_type == "float32"), operators
+    bound = tolerance("bf16" if is_arm() else "fp32") * np.abs(found[0]).max()
+    np.testing.assert_allclose(found[1], found[0], rtol=0, atol=bound)
+
+
+def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Return a graph's nodes, and those of the graphs that are their attributes."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            yield from all_nodes(attribute.g)
+
+
 def test_threads_of_onnx_runtime_that_wait_sleep() -> None:
     """They would keep a core from the other direction, or from other programs."""
     model = random_model(replace(BILM, cell_size=512, projection_size=256))

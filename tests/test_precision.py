@@ -65,3 +65,15 @@ def test_what_a_processor_could_do_faster(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(lstm_c, "why_not", lambda bits: "")
     assert faster_on_cpu() == [Faster("bf16", 0.01), Faster("int8", 0.03)]
     assert choose_runtime(Settings(device="cpu")) == Choice("ort", "fp32")
+
+
+def test_bfloat16_is_of_onnx_runtime_on_arm_and_of_others_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lstm_c, "why_not", lambda bits: "expected Linux on a processor with AVX-512")
+    monkeypatch.setattr(choice, "multiplies_bf16", lambda: True)
+    for on_arm, runtime, missing in ((True, "ort", "flashelmo[cpu]"), (False, "openvino", "flashelmo[openvino]")):
+        monkeypatch.setattr(choice, "is_arm", lambda on_arm=on_arm: on_arm)
+        monkeypatch.setattr(choice, "find_spec", lambda package: package)
+        assert choose_runtime(Settings("cpu", "bf16")) == Choice(runtime, "bf16")
+        monkeypatch.setattr(choice, "find_spec", lambda package: None)
+        assert choose_runtime(Settings("cpu", "bf16")) == Choice(runtime, "bf16")  # whose error names the extra
+        assert faster_on_cpu()[0] == Faster("bf16", 0.01, missing)

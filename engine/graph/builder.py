@@ -31,7 +31,7 @@ class Graph:
 
     Attributes:
         weight_type: of the LSTM's matrices. With "float16" everything is float16 except what `to_float32` makes; with
-            "int8" the rest is float32.
+            "int8" the rest is float32. With "bfloat16" all is float32, but for what the runtime rounds.
         prefix: begins the names of its nodes' outputs, as the body of a Scan needs its own names.
     """
 
@@ -120,16 +120,20 @@ class Graph:
 
     def dense(self, x: str, name: str) -> str:
         """Append x @ NAME.weight + NAME.bias."""
-        return self.node("Gemm", [x, self.weight(f"{name}.weight"), self.weight(f"{name}.bias")])
+        return self._matmul(x, f"{name}.weight", self.weight(f"{name}.bias"))
 
     def lstm_matmul(self, x: str, weight: str, *, add: str = "") -> str:
         """Append x @ weight (+ add), where `add` has the product's shape or is a bias; in 8 bits if the weights are."""
         if self.weight_type == "int8":
             product = self._int8_matmul(x, weight)
             return self.node("Add", [product, add]) if add else product
-        if add:
+        return self._matmul(x, weight, add)
+
+    def _matmul(self, x: str, weight: str, add: str) -> str:
+        if add and self.weight_type != "bfloat16":  # which ONNX Runtime multiplies in MatMul alone
             return self.node("Gemm", [x, self.weight(weight), add])
-        return self.node("MatMul", [x, self.weight(weight)])
+        product = self.node("MatMul", [x, self.weight(weight)])
+        return self.node("Add", [product, add]) if add else product
 
     def _int8_matmul(self, x: str, weight: str) -> str:
         """Append x [n, K] times 8-bit weights: each row is quantized by its own largest magnitude, once for all

@@ -31,7 +31,7 @@ GraphName: TypeAlias = str | tuple[str, int, int]
 
 def all_graphs(config: ElmoConfig, weight_type: NumberType) -> dict[GraphName, Graph]:
     """Return a model's graphs by name: "words", and ("product" or "steps", layer, direction), with 0 forward."""
-    graphs: dict[GraphName, Graph] = {"words": words_graph(config)}
+    graphs: dict[GraphName, Graph] = {"words": words_graph(config, weight_type)}
     for layer in range(config.n_layers):
         for d, direction in enumerate(DIRECTIONS):
             graphs["product", layer, d] = input_product_graph(config, layer, direction, weight_type)
@@ -39,9 +39,9 @@ def all_graphs(config: ElmoConfig, weight_type: NumberType) -> dict[GraphName, G
     return graphs
 
 
-def words_graph(config: ElmoConfig) -> Graph:
+def words_graph(config: ElmoConfig, weight_type: NumberType = "float32") -> Graph:
     """Return the words graph: `windows` (see `character_windows`) and `word_ids` [W], if used -> `vectors` [W, P]."""
-    graph = Graph()
+    graph = Graph(weight_type)
     word_ids = graph.input("word_ids", ["W"], TensorProto.INT64) if config.word_size else ""
     maxima = ""
     if config.character_size:

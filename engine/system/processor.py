@@ -61,6 +61,11 @@ def int8_levels() -> int:
     return 127 if dot_products or platform.machine() == "arm64" else 63
 
 
+def is_arm() -> bool:
+    """Whether this is a 64-bit Arm processor, by Linux's name or Apple's."""
+    return platform.machine().lower() in ("aarch64", "arm64")
+
+
 def multiplies_bf16() -> bool:
     """Whether the processor has instructions for products of bfloat16 (AVX-512 BF16, AMX, Arm's BF16)."""
     return bool({"avx512_bf16", "amx_bf16", "bf16"} & cpu_flags())
