@@ -57,6 +57,7 @@ def test_a_bound_of_nothing_bounds_nothing() -> None:
 def test_what_a_processor_could_do_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     """bf16 where it has the instructions, with what is missing for it; "auto" stays float32 all the same."""
     monkeypatch.setattr(choice, "find_spec", lambda package: None if package == "openvino" else package)
+    monkeypatch.setattr(choice, "is_arm", lambda: False)
     monkeypatch.setattr(lstm_c, "why_not", lambda bits: "expected a processor with AMX")
     monkeypatch.setattr(choice, "multiplies_bf16", lambda: False)
     assert faster_on_cpu() == [Faster("int8", 0.03)]
