@@ -648,7 +648,11 @@ def test_a_key_that_no_header_can_hold(key: Any) -> None:
         Client("http://x", api_key=key)
 
 
-def test_a_port_that_is_taken(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_port_that_is_taken(model: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.platform", "win32")
+    with server_module.open_port("127.0.0.1", 0) as listener:
+        assert not listener.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR), "two could take it there"
+    monkeypatch.undo()
     with server_module.open_port("127.0.0.1", 0) as listener:
         assert listener.proto == socket.IPPROTO_TCP, "asyncio would let small packets wait"
         listener.listen()
