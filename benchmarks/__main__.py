@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import Field, fields, replace
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -45,11 +46,13 @@ def find(name: str) -> Suite:
     """Return the named suite; only that one is imported.
 
     Raises:
-        FlashElmoError: there is none of this name.
+        FlashElmoError: there is none of this name, or the system is Windows.
         MissingExtraError: it needs a package that is not installed.
     """
     if name not in SUITES:
         raise FlashElmoError(f"suite: expected one of {', '.join(SUITES)}, found {name!r}")
+    if find_spec("resource") is None:
+        raise FlashElmoError("expected Linux or macOS, which tell how much memory a process took, found neither")
     suite: Suite = import_module(f"flashelmo.benchmarks.{SUITES[name]}").SUITE
     return suite
 

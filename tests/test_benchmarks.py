@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from sys import modules
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -527,6 +528,12 @@ def test_a_quick_run_measures_every_section(model: Path, tmp_path: Path, capsys:
 def test_wrong_arguments_get_one_line(arguments: str, line: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(arguments.split()) == 1
     assert capsys.readouterr().err == f"flashelmo bench: {line}\n"
+
+
+def test_windows_gets_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(modules, "resource", None)
+    assert command.main(["--rounds", "0"]) == 1
+    assert capsys.readouterr().err.startswith("flashelmo bench: expected Linux or macOS")
 
 
 @pytest.mark.parametrize("name", ["cpu", "onnx"])
