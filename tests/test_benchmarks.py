@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from sys import modules
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -531,7 +530,7 @@ def test_wrong_arguments_get_one_line(arguments: str, line: str, capsys: pytest.
 
 
 def test_windows_gets_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setitem(modules, "resource", None)
+    monkeypatch.setattr("sys.platform", "win32")
     assert command.main(["--rounds", "0"]) == 1
     assert capsys.readouterr().err.startswith("flashelmo bench: expected Linux or macOS")
 
