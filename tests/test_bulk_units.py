@@ -350,5 +350,5 @@ def test_an_error_of_a_process_is_the_runs(corpus: Corpus) -> None:
 
 def test_workers_on_windows(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.platform", "win32")
-    with pytest.raises(FlashElmoError, match=r"^workers, device: expected Linux or macOS .*, found Windows$"):
+    with pytest.raises(FlashElmoError, match=r"^expected Linux or macOS for .* workers .*, found Windows$"):
         embed_with_workers(corpus, 2)

@@ -24,7 +24,7 @@ def start(module: str, *descriptors: int) -> subprocess.Popen[bytes]:
         FlashElmoError: on Windows, whose processes are not given descriptors.
     """
     if sys.platform == "win32":
-        raise FlashElmoError("workers, device: expected Linux or macOS for several processes, found Windows")
+        raise FlashElmoError("expected Linux or macOS for a service, workers or several devices, found Windows")
     path = [str(entry) for entry in sys.path]
     code = f"import sys; sys.path[:] = {path!r}; from {module} import main; main{descriptors!r}"
     return subprocess.Popen(
