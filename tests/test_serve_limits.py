@@ -771,7 +771,7 @@ def test_a_thread_that_cannot_be_started_ends_its_process(model: Path, monkeypat
 async def test_a_system_that_it_cannot_be_started_on_is_an_error(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.platform", "win32")
     (worker,) = make_workers(model, {"threads": 1}, ["cpu"], Heard())
-    with pytest.raises(FlashElmoError, match="^expected Linux or macOS for a service"):
+    with pytest.raises(FlashElmoError, match=r"^expected Linux or macOS for a service"):
         await asyncio.wait_for(worker.start(), 5)
 
 
