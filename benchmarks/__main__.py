@@ -45,11 +45,13 @@ def find(name: str) -> Suite:
     """Return the named suite; only that one is imported.
 
     Raises:
-        FlashElmoError: there is none of this name.
+        FlashElmoError: there is none of this name, or the system is Windows.
         MissingExtraError: it needs a package that is not installed.
     """
     if name not in SUITES:
         raise FlashElmoError(f"suite: expected one of {', '.join(SUITES)}, found {name!r}")
+    if sys.platform == "win32":
+        raise FlashElmoError("expected Linux or macOS, which tell how much memory a process took, found Windows")
     suite: Suite = import_module(f"flashelmo.benchmarks.{SUITES[name]}").SUITE
     return suite
 

@@ -7,7 +7,6 @@ standard library is imported at the top, as what is already imported costs no ti
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -71,6 +70,8 @@ def _peak_bytes() -> float:
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         return float(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
     except (OSError, StopIteration):
+        import resource
+
         scale = 1 if sys.platform == "darwin" else 1024
         return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale)
 

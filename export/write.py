@@ -213,7 +213,7 @@ def _enter_report(path: Path, report: Report) -> Metadata:
     """Write a file's report beside it, and the report's digest into it; return its metadata."""
     import onnx
 
-    path.with_suffix(".report.json").write_text(report.to_json(), encoding="utf-8")
+    path.with_suffix(".report.json").write_bytes(report.to_json().encode())  # with no other line ends on Windows
     path.with_suffix(".report.md").write_text(report.to_markdown(), encoding="utf-8")
     proto = onnx.load(path, load_external_data=False)
     properties = {entry.key: entry.value for entry in proto.metadata_props} | {"report_sha256": report.digest()}

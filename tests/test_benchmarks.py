@@ -529,6 +529,12 @@ def test_wrong_arguments_get_one_line(arguments: str, line: str, capsys: pytest.
     assert capsys.readouterr().err == f"flashelmo bench: {line}\n"
 
 
+def test_windows_gets_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.platform", "win32")
+    assert command.main(["--rounds", "0"]) == 1
+    assert capsys.readouterr().err.startswith("flashelmo bench: expected Linux or macOS")
+
+
 @pytest.mark.parametrize("name", ["cpu", "onnx"])
 def test_quick_takes_less_of_everything(name: str) -> None:
     suite = command.find(name)

@@ -346,3 +346,9 @@ def test_an_error_of_a_process_is_the_runs(corpus: Corpus) -> None:
         embed_with_workers(replace(corpus, input="-"), 1)
     with pytest.raises(FlashElmoError, match="as several processes read it, found a pipe or a device: /dev/null"):
         embed_with_workers(replace(corpus, input=os.devnull), 1)
+
+
+def test_workers_on_windows(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.platform", "win32")
+    with pytest.raises(FlashElmoError, match=r"^expected Linux or macOS for .* workers .*, found Windows$"):
+        embed_with_workers(corpus, 2)

@@ -13,6 +13,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from manylangs_files import write as write_manylangs
 from safetensors import SafetensorError
@@ -149,9 +150,18 @@ def test_a_full_disk_leaves_nothing(kind: str, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_mapped_model_may_be_written_over_itself(tmp_path: Path) -> None:
+@pytest.mark.parametrize("platform", ["linux", "win32"])  # Windows replaces no mapped file
+def test_a_mapped_model_may_be_written_over_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, platform: str
+) -> None:
+    monkeypatch.setattr("sys.platform", platform)
     write_native(MODELS["skip"], tmp_path / "model")
     model: ElmoModel = load_model(tmp_path / "model")
+    for _, array in model.weights.named_tensors():
+        assert not array.flags.writeable
+        while isinstance(array.base, np.ndarray) and not isinstance(array, np.memmap):
+            array = array.base
+        assert isinstance(array, np.memmap) == (platform == "linux")
     before = contents(tmp_path)
     write_native(model, tmp_path / "model", overwrite=True)
     assert contents(tmp_path) == before

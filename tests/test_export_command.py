@@ -57,7 +57,12 @@ def files(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_one_file_its_report_and_a_card(here: Path, model: Path, succeed: Run) -> None:
+def write_as_on_windows(path: Path, text: str, encoding: str, newline: str = "\r\n") -> None:
+    path.write_bytes(text.replace("\n", newline).encode(encoding))
+
+
+def test_one_file_its_report_and_a_card(here: Path, model: Path, succeed: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "write_text", write_as_on_windows)
     said = succeed("export", model, "out", "--text", "text.txt").splitlines()
     assert files(here / "out") == {"README.md", "onnx/model.onnx", "onnx/model.report.json", "onnx/model.report.md"}
     assert said[:2] == ["fp32: writing", "fp32: verifying"]
@@ -66,7 +71,7 @@ def test_one_file_its_report_and_a_card(here: Path, model: Path, succeed: Run) -
     values = json.loads(report)
     assert values["passed"] is True and values["tokens"] > 0
     elmo = OnnxElmo("out")
-    assert elmo.metadata.report_sha256 == hashlib.sha256(report).hexdigest()
+    assert elmo.metadata.report_sha256 == hashlib.sha256(report).hexdigest(), "of other line ends"
     for found, expected in zip(elmo.embed(SENTENCES), ElmoEmbedder.load(model).embed(SENTENCES), strict=True):
         assert found.shape == expected.shape
         np.testing.assert_allclose(found, expected, rtol=0, atol=EXACT)

@@ -648,7 +648,11 @@ def test_a_key_that_no_header_can_hold(key: Any) -> None:
         Client("http://x", api_key=key)
 
 
-def test_a_port_that_is_taken(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_port_that_is_taken(model: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.platform", "win32")
+    with server_module.open_port("127.0.0.1", 0) as listener:
+        assert not listener.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR), "two could take it there"
+    monkeypatch.undo()
     with server_module.open_port("127.0.0.1", 0) as listener:
         assert listener.proto == socket.IPPROTO_TCP, "asyncio would let small packets wait"
         listener.listen()
@@ -761,6 +765,14 @@ def test_a_thread_that_cannot_be_started_ends_its_process(model: Path, monkeypat
     with pytest.raises(FlashElmoError, match="its process cannot be started: can't start new thread"):
         asyncio.run(worker.start())
     assert processes[0].returncode == -signal.SIGKILL
+
+
+@asynchronous
+async def test_a_system_that_it_cannot_be_started_on_is_an_error(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.platform", "win32")
+    (worker,) = make_workers(model, {"threads": 1}, ["cpu"], Heard())
+    with pytest.raises(FlashElmoError, match=r"^expected Linux or macOS for a service"):
+        await asyncio.wait_for(worker.start(), 5)
 
 
 @asynchronous

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import psutil
 import pytest
 
 from flashelmo.engine import output as output_module
@@ -18,6 +19,7 @@ from flashelmo.engine.bulk.locks import locked
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Output
 from flashelmo.engine.sinks import open_sink
+from flashelmo.engine.sinks.files import write_json
 
 rng = np.random.default_rng(2)
 SENTENCES = ["the cat", "", "a dog 犬", "the cat"]
@@ -204,12 +206,31 @@ def test_overwrite(tmp_path: Path, suffix: str) -> None:
     assert link.is_symlink() and len(read(path)) == 5
 
 
-def test_a_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("suffix", [".h5", ".npz"])
+def test_a_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
+    """Nor, as on Windows, folders that can be opened, or names for files that are open."""
+    open_, replace = os.open, os.replace
+
+    def open_file(path: Path, *how: int) -> int:
+        if path.is_dir():
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return open_(path, *how)
+
+    def replace_closed(old: Path, new: Path) -> None:
+        if {str(old), str(new)} & {each.path for each in psutil.Process().open_files()}:
+            raise PermissionError(errno.EACCES, "Permission denied", str(old))
+        replace(old, new)
+
+    monkeypatch.setattr(os, "open", open_file)
+    monkeypatch.setattr(os, "replace", replace_closed)
     monkeypatch.setitem(sys.modules, "fcntl", None)
-    (tmp_path / f".v.npz.{'0' * 16}.tmp").touch()
-    with open_sink(tmp_path / "v.npz") as sink:
-        sink.write(VECTORS[0], "a")
-    np.testing.assert_array_equal(read(tmp_path / "v.npz")["0"], VECTORS[0])
+    path = tmp_path.resolve() / f"v{suffix}"
+    (tmp_path / f".{path.name}.{'0' * 16}.tmp").touch()
+    for overwrite in (False, True):
+        write(path, overwrite=overwrite)
+    np.testing.assert_array_equal(read(path)["0"], VECTORS[0])
+    write_json(tmp_path / "values.json", {"a": 1})
+    assert json.loads((tmp_path / "values.json").read_text())["a"] == 1
     with locked(tmp_path, 1, 0), locked(tmp_path, 2, 1):
         assert (tmp_path / ".lock").exists()
 

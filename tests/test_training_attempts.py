@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from test_training import CONFIG, SETTINGS, TEXT, curve, step_that
@@ -171,7 +172,14 @@ def test_a_process_that_ends_is_told_by_the_others(monkeypatch: pytest.MonkeyPat
         raise error
 
 
-def test_the_encoded_corpus_is_the_checkpoint_s(text_file: Path, tmp_path: Path) -> None:
+def test_the_encoded_corpus_is_the_checkpoint_s(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rename(old: Path, new: Path) -> None:  # as Windows
+        assert not [file.path for file in psutil.Process().open_files() if Path(file.path).is_relative_to(old)]
+        os.rename(old, new)
+
+    monkeypatch.setattr(Path, "rename", rename)
     whole = train(Task([text_file], tmp_path / "whole", CONFIG), OFTEN)
     other = tmp_path / "other.txt"
     other.write_text("a pig saw it .\n" * 30, encoding="utf-8")

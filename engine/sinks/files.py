@@ -56,7 +56,7 @@ def publish(temporary: Path, final: Path, overwrite: bool) -> None:
         os.replace(temporary, final)
     else:
         take_name(temporary, final)
-    with suppress(OSError):  # not every system allows opening a folder
+    with suppress(OSError):  # it has its name
         sync(final.parent)
 
 

@@ -19,7 +19,12 @@ def start(module: str, *descriptors: int) -> subprocess.Popen[bytes]:
     """Start a module's `main` in its own process, passing it descriptors of open files.
 
     It imports from where this process does, and does not receive keys pressed in the terminal.
+
+    Raises:
+        FlashElmoError: on Windows, whose processes are not given descriptors.
     """
+    if sys.platform == "win32":
+        raise FlashElmoError("expected Linux or macOS for a service, workers or several devices, found Windows")
     path = [str(entry) for entry in sys.path]
     code = f"import sys; sys.path[:] = {path!r}; from {module} import main; main{descriptors!r}"
     return subprocess.Popen(

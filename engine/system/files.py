@@ -47,13 +47,17 @@ def cache_folder() -> Path | None:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file's contents, or the names in a folder, are on disk.
+    """Wait until a file's contents, or the names in a folder, are on disk; no effect where folders can't be opened.
 
     Raises:
-        OSError: the disk is full or gone, or the system cannot open folders.
+        OSError: the disk is full or gone.
     """
-    flags = os.O_RDONLY if path.is_dir() else os.O_RDWR  # Windows flushes only files that are open for writing
-    descriptor = os.open(path, flags)
+    try:
+        descriptor = _open(path)
+    except PermissionError:  # as for any folder on Windows
+        if path.is_dir():
+            return
+        raise
     try:
         os.fsync(descriptor)
     finally:
@@ -108,6 +112,9 @@ def temporary_beside(final: Path, make: Callable[[Path], object], remove: Callab
         except FileNotFoundError:  # another run took it for a leftover before it was locked
             continue
         except NO_LOCKS:  # then leftovers stay
+            if descriptor is not None:  # Windows renames and removes no file that is open
+                os.close(descriptor)
+                descriptor = None
             break
         os.close(descriptor)  # likewise
     try:
@@ -124,6 +131,7 @@ def temporary_folder(final: Path, remove: Callable[[Path], object] | None = None
 
 
 def _open(path: Path) -> int:
+    """Open a file for writing, as Windows flushes no other, or a folder."""
     return os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
 
 

@@ -126,7 +126,8 @@ def open_corpus(
     def prepare() -> list[str]:
         if task.heldout is not None:
             other.append(read_corpus([task.heldout]))
-        if encoded is None or (found := _read_encoded(task)) is None or sums_of(*found) != [*encoded]:
+        # what was read is not kept: Windows replaces no file that is mapped
+        if encoded is None or sums_of(*(_read_encoded(task) or ())) != [*encoded]:
             return _encode(task, settings, encoded)
         if any(map(is_stream, task.corpus)):
             message = "the run goes on with the text that it began with; what comes through the pipe is not read"

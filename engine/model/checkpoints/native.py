@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import mmap
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -129,14 +130,17 @@ def is_safetensors(path: Path) -> bool:
 def read_safetensors(path: Path) -> dict[str, Float32]:
     """Return read-only views of a memory-mapped safetensors file of float32 tensors; copies of float16 ones.
 
+    On Windows, where no mapped file can be removed or replaced, it is read instead.
+
     The safetensors library's own numpy reader copies every tensor. Layout: https://huggingface.co/docs/safetensors
     (8 bytes of header length, a JSON header of names, types, shapes and offsets, then the data).
     """
     check_regular(path)
     try:
-        data = np.memmap(path, np.uint8, mode="r")
+        data: Uint8 = np.memmap(path, np.uint8, mode="r") if sys.platform != "win32" else np.fromfile(path, np.uint8)
     except (OSError, ValueError) as error:
         raise FlashElmoError(f"{path}: cannot be read: {reason_of(error)}") from None
+    data.flags.writeable = False
     begin = HEADER_LENGTH_BYTES + int.from_bytes(data[:HEADER_LENGTH_BYTES].tobytes(), "little")
     try:
         header: dict[str, Any] = json.loads(data[HEADER_LENGTH_BYTES:begin].tobytes().decode("utf-8"))

@@ -101,6 +101,8 @@ class Worker:
             self._over = asyncio.Event()
             try:
                 process = await asyncio.to_thread(self._spawn)
+            except FlashElmoError as error:  # on a system that it cannot be started on
+                cause = str(error)
             except (OSError, RuntimeError, MemoryError) as error:  # no memory, or too many threads or files
                 cause = f"its process cannot be started: {reason_of(error)}"
             else:
