@@ -684,6 +684,23 @@ def test_a_record_that_cannot_be_read_stops_the_run_behind_what_is_finished(
     assert not list((tmp_path / "out").glob(".*.tmp"))
 
 
+@pytest.mark.parametrize("shard_records", [5, None])
+def test_a_run_that_fails_before_its_first_shard_leaves_no_folder(
+    tmp_path: Path, run: Callable[..., Report], shard_records: int | None
+) -> None:
+    bad = tmp_path / "bad.txt"
+    bad.write_bytes(b"\xff\n")
+    for name, there in (("new", False), ("mine", True)):
+        if there:
+            (tmp_path / name).mkdir()
+        with pytest.raises(FlashElmoError, match="line 1, byte 1"):
+            run(name, reader=open_reader(bad), shard_records=shard_records)
+        assert (tmp_path / name).exists() == there
+    with locked(tmp_path / "new", 1, 0), pytest.raises(FlashElmoError, match="another run"):
+        run("new")
+    assert (tmp_path / "new").exists()
+
+
 def test_nothing_is_removed_for_an_input_that_cannot_be_read(
     tmp_path: Path, text_file: Path, run: Callable[..., Report]
 ) -> None:
@@ -696,6 +713,7 @@ def test_nothing_is_removed_for_an_input_that_cannot_be_read(
 
 
 def test_a_folder_without_a_finished_shard_is_begun_anew(tmp_path: Path, run: Callable[..., Report]) -> None:
+    (tmp_path / "out").mkdir()
     with pytest.raises(FlashElmoError, match="records 0 to 4: expected values within float16's range"):
         run(output=Output(mix=(1e6, 1e6, 1e6), dtype="float16"))
     assert not list((tmp_path / "out").glob("*shard*")) and (tmp_path / "out" / "run.json").exists()

@@ -342,6 +342,7 @@ def test_an_error_of_a_process_is_the_runs(corpus: Corpus) -> None:
     Path(corpus.input).write_bytes(b"one\ntwo\n\xff\n")
     with pytest.raises(FlashElmoError, match="text: line 3, byte 1"):
         embed_with_workers(corpus, 1)
+    assert not corpus.folder.exists()  # as it was before
     with pytest.raises(FlashElmoError, match="input: expected a file, as several processes read it"):
         embed_with_workers(replace(corpus, input="-"), 1)
     with pytest.raises(FlashElmoError, match="as several processes read it, found a pipe or a device: /dev/null"):
