@@ -229,13 +229,13 @@ def test_the_disk_is_looked_at_before_anything_is_computed(
 
     Path("text.txt").write_text("the cat\n" * 200)
     before = embedder.statistics.sentences
-    message = r"^v: expected about (98,400|177,600) bytes of free disk, found 90,000; --layers top, --dtype"
+    message = r'^v: expected about (98,400|177,600) bytes of free disk, found 90,000; layers="top", dtype'
     with pytest.raises(FlashElmoError, match=message):
         embed(Output())
     assert embedder.statistics.sentences == before and names(here) == ["text.txt"]
     for output, advice in (
-        (Output("top"), "; --dtype float16 and --pool mean take less"),
-        (Output(mix=[1, 2, 3], dtype="float16"), "; --pool mean takes less"),
+        (Output("top"), '; dtype="float16" and pool="mean" take less'),
+        (Output(mix=[1, 2, 3], dtype="float16"), '; pool="mean" takes less'),
         (Output(1, "float16", "max"), ""),
     ):
         monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=100))

@@ -118,7 +118,7 @@ class _Pool:
         n_finished = -1
         while (unit := self._next()) is not None or n_finished < 0:
             if n_finished == self.report.shards:
-                kept = "finished shards are kept, --resume goes on"
+                kept = "finished shards are kept, resume=True goes on"
                 raise FlashElmoError(f"{self._plan.corpus.folder}: all processes ended: {self._cause}; {kept}")
             if unit is not None:
                 self._again.append(unit)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flashelmo.cli.arguments import Json
-from flashelmo.cli.terminal import counted, progress_bar, readable_size, rest_of_summary, say
+from flashelmo.cli.terminal import as_options, counted, progress_bar, readable_size, rest_of_summary, say
 from flashelmo.engine.arguments import ADDRESS, is_stream, path_of
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.named.locate import model_path
@@ -133,7 +133,7 @@ def verify(folder: Annotated[Path, typer.Argument(help="Folder of shards.")], as
     from flashelmo.engine.bulk.embeddings import open_embeddings
     from flashelmo.engine.bulk.folder import verify as find_problems
 
-    problems = find_problems(folder)
+    problems = [as_options(problem) for problem in find_problems(folder)]
     if as_json:
         records = None if problems else len(open_embeddings(folder))
         print(json.dumps({"folder": str(folder), "records": records, "problems": problems}, indent=2))
