@@ -195,7 +195,7 @@ async def test_a_worker_that_dies_once_costs_nothing(service: Service, worker: F
     assert lengths(worker) == [1, 2]
     worker.finish()
     await settle()
-    assert answered(task) == [1, 2]
+    assert answered(task) == [1, 2] and figure(service, "request_queue_duration_count") == 1
 
 
 @scene()
