@@ -207,6 +207,12 @@ def test_every_summary_counts_the_records_that_are_skipped(here: Path, succeed: 
     assert ", 2 records skipped\n" in succeed(*command)
     printed = succeed(*command, "--json")
     assert json.loads(printed[: printed.index("\n}") + 2])["skipped"] == 2
+    named = [
+        f"flashelmo: in.txt: line {line}, byte 1: expected UTF-8, found {byte} "
+        for line, byte in ((2, "0xff"), (4, "0xfe"))
+    ]
+    quiet = succeed(*command, "--quiet").splitlines()
+    assert len(quiet) == 2 and all(map(str.startswith, quiet, named)), quiet
     Path("in.txt").write_text("the cat\n")
     assert "skipped" not in succeed(*command)
 

@@ -63,8 +63,9 @@ def embed_to_folder(
     """
     from flashelmo.engine.bulk.folder import check_new
     from flashelmo.engine.bulk.records import open_reader
-    from flashelmo.engine.bulk.report import Report
+    from flashelmo.engine.bulk.report import Report, skipped_records
     from flashelmo.engine.bulk.run import embed_corpus
+    from flashelmo.engine.bulk.to_file import log_skipped, log_unnamed
     from flashelmo.engine.embedder import ElmoEmbedder
 
     target = path_of("output", corpus.folder)
@@ -89,6 +90,10 @@ def embed_to_folder(
             with progress_bar(lambda: records.n_bytes, quiet) as on_progress:
                 done = embed_corpus(embedder, records, target, corpus.output, **shards, **how, on_progress=on_progress)
         computed = f"{embedder.device}, {embedder.precision}"
+    if done.skipped:
+        lines = [*skipped_records(target, how["num_shards"], how["shard_id"])]
+        log_skipped(lines)
+        log_unnamed(corpus.input, len(lines))
     if report is not None:
         done.write(report, target, how["num_shards"], how["shard_id"])
     if as_json:
