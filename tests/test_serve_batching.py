@@ -330,6 +330,11 @@ def test_texts_are_split_by_the_tokenizer_that_was_chosen(model: Path) -> None:
         fake_service(model, tokenizer="words")
 
 
+def test_a_name_that_is_no_utf8_can_be_answered(model: Path) -> None:
+    """As a folder's may be, which is the service's by default."""
+    assert fake_service(model, name="b\udcff")[0].name == "b\ufffd"
+
+
 def test_what_cannot_be_served(model: Path, tmp_path: Path) -> None:
     with pytest.raises(FlashElmoError, match="stateful: expected an embedder that carries no state, as a request"):
         Service(ServiceSettings(model, {"stateful": True}))
