@@ -96,7 +96,8 @@ def write_corpus(data: Path, folder: Path) -> Iterator[Row]:
     judged, all_heldout = Judged(judged_sentences(data)), dict[Key, str]()
     folder.mkdir(parents=True, exist_ok=True)
     for path in texts:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        with path.open(encoding="utf-8", newline="\n") as file:  # as the engine reads lines
+            lines = [line.rstrip("\r\n") for line in file]
         training, heldout = split(lines, judged)
         all_heldout |= {key(line): line for line in heldout}
         yield _written(

@@ -88,7 +88,8 @@ class Host:
 
     def seconds(self, way: str, path: Path, size: int) -> dict[str, float]:
         """Return the seconds of all windows of so many tokens: wall time, processor time, and by activity."""
-        text = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
+        with path.open(encoding="utf-8", newline="\n") as file:  # as the engine reads lines
+            text = [line.split() for line in file]
         for part in (text[: len(text) // 4], text):  # compiles, then is measured
             gc.collect()  # otherwise the many lists of tokens would trigger it at some point
             self._spent.clear()

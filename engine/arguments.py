@@ -138,5 +138,9 @@ def utf8_path_of(name: str, value: Any) -> Path:
     try:
         str(path).encode()
     except UnicodeEncodeError:
-        raise FlashElmoError(f"{name}: expected a path in UTF-8, found {str(path)!a}") from None
+        try:
+            advice = f"; PYTHONUTF8=1 reads it as {os.fsencode(path).decode()!a}"  # not this locale
+        except UnicodeDecodeError:
+            advice = ""
+        raise FlashElmoError(f"{name}: expected a path in UTF-8, found {str(path)!a}{advice}") from None
     return path

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from heapq import heappush, heappushpop
 from itertools import tee
 from typing import NamedTuple
+from unicodedata import normalize
 
 import numpy as np
 
@@ -48,7 +49,7 @@ class Use:
     Attributes:
         tokens: the sentence.
         position: the word's position in it, from 0.
-        same_word: only consider uses of the same word, ignoring case.
+        same_word: only consider uses of the same word, ignoring case and how accents are encoded.
     """
 
     tokens: Sequence[str]
@@ -71,12 +72,12 @@ class Use:
         """Positions of the words in a sentence that may be its neighbours; none in the use's own sentence."""
         if list(tokens) == list(self.tokens):
             return []
-        word = self.tokens[self.position].lower()
+        word = _folded(self.tokens[self.position])
         # What is no text is left for the embedder to refuse.
         return [
             k
             for k, token in enumerate(tokens)
-            if not (self.same_word and isinstance(token, str)) or token.lower() == word
+            if not (self.same_word and isinstance(token, str)) or _folded(token) == word
         ]
 
 
@@ -163,12 +164,23 @@ def _embedded(elmo: ElmoEmbedder, sentences: Iterable[Sequence[str]], layers: La
 
 def _position(tokens: Sequence[str], word: str | int) -> int:
     if isinstance(word, str):
-        if word not in tokens:
+        words = [*map(_composed, tokens)]
+        if _composed(word) not in words:
             near = next((token for token in tokens if re.fullmatch(rf"\W*{re.escape(word)}\W*", token)), None)
             advice = "" if near is None else f"; {near!r} is one word"
             raise FlashElmoError(f"word: expected a word of {' '.join(tokens)!r}, found {word!r}{advice}")
-        return list(tokens).index(word)
+        return words.index(_composed(word))
     return whole_number("word", word, 0, len(tokens) - 1)
+
+
+def _composed(text: str) -> str:
+    """With accents in one character with their letters (NFC): texts have either, and both look the same."""
+    return normalize("NFC", text)
+
+
+def _folded(text: str) -> str:
+    """What is equal in uses of one word."""
+    return _composed(text.lower())
 
 
 def _unit(vectors: Array) -> Array:

@@ -16,6 +16,8 @@ from packaging.utils import canonicalize_name
 from structure import imports
 from tiny_models import MODELS
 
+from flashelmo.cli.terminal import as_options
+
 FACE = "face"
 # Part of the package -> parts it may import. The command line alone may also start the benchmarks.
 ARROWS = {
@@ -262,6 +264,17 @@ def test_the_engine_waits_for_plain_locks_alone() -> None:
     unsafe = r"concurrent\.futures|threading\.(Event|Condition|Semaphore|Barrier|Timer)|import .*\bQueue\b"
     for name, tree in modules("engine"):
         assert not re.findall(unsafe, ast.unparse(tree)), name
+
+
+def test_the_engine_names_arguments_and_the_command_its_options() -> None:
+    """A caller of Python's functions is told what they take; `as_options` knows all of it."""
+    for name, tree in modules("engine"):
+        texts = (
+            node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        )
+        for text in (text for text in texts if "\n" not in text):  # most docstrings have a second line
+            assert not re.search(r"(?<![\w-])--[a-z]", text), f"{name}: {text}"
+            assert not re.search(r'\b[a-z_]+=(True|"\w+")', as_options(text)), f"{name}: {text}"
 
 
 MAKE_TENSORS = ("tensor", "zeros", "ones", "empty", "full", "arange", "eye", "linspace", "rand", "randn", "randint")

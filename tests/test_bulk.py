@@ -298,7 +298,7 @@ def test_damage_is_found_and_mended(tmp_path: Path, run: Callable[..., Report], 
         ({data: before[data][:-1]}, f"{data}: expected {len(before[data])} bytes, found {len(before[data]) - 1}"),
         ({data: None}, f"{data}: expected a file, found none"),
         ({"shard-00000002.json": None}, "shard-00000002: expected a finished shard, found none"),
-        ({"shard-00000004.json": None}, "shard-00000004: expected a shard at the input's end, found none; --resume"),
+        ({"shard-00000004.json": None}, "shard-00000004: expected a shard at the input's end, found none; resume=True"),
         (
             {"shard-00000001.json": b"{"},
             "shard-00000001.json: expected a finished shard's entry, found something else",
@@ -411,7 +411,7 @@ def test_entries_that_do_not_go_together_are_told(tmp_path: Path, run: Callable[
             {"last": False},
             [
                 "shard-00000004: expected 5 records, found 4",
-                "shard-00000005: expected a shard at the input's end, found none; --resume goes on",
+                "shard-00000005: expected a shard at the input's end, found none; resume=True goes on",
             ],
         ),
     ):
@@ -430,7 +430,7 @@ def test_jobs_of_an_array_write_one_jobs_files(tmp_path: Path, run: Callable[...
     reports = [run("array", num_shards=3, shard_id=shard_id) for shard_id in (2, 0, 1)]
     assert contents(tmp_path / "array") == contents(tmp_path / "out")
     assert [report.shards for report in reports] == [1, 2, 2]
-    with pytest.raises(FlashElmoError, match="array: exists already; --resume goes on with it"):
+    with pytest.raises(FlashElmoError, match="array: exists already; resume=True goes on with it"):
         run("array", num_shards=3, shard_id=0)
     assert run("array", num_shards=2, shard_id=1, resume=True).kept == 2
     with pytest.raises(FlashElmoError, match=r"output\.dtype: expected"):
@@ -505,7 +505,9 @@ def test_what_is_there_is_not_overwritten_by_mistake(tmp_path: Path, run: Callab
     (out / "notes.txt").unlink()
     run()
     (out / "notes.txt").write_text("precious")
-    with pytest.raises(FlashElmoError, match="out: exists already; --resume goes on with it, --overwrite replaces it"):
+    with pytest.raises(
+        FlashElmoError, match="out: exists already; resume=True goes on with it, overwrite=True replaces it"
+    ):
         run()
     assert run(output=Output("top"), overwrite=True).shards == 5
     assert (out / "notes.txt").read_text() == "precious" and open_embeddings(out)[0].shape == (3, 8)
@@ -570,12 +572,13 @@ def test_a_full_disk_ends_the_run_and_keeps_what_is_finished(
         with pytest.raises(FlashElmoError) as caught:
             run(resume=True)
         told = (
-            "out: shard-00000002: No space left on device; tried 3 times. --resume goes on: finished shards are kept, 2"
+            "out: shard-00000002: No space left on device; tried 3 times. "
+            "resume=True goes on: finished shards are kept, 2"
         )
         assert str(caught.value).endswith(told) and set(tried) == {f"shard-00000002{suffix}"}
         assert not list((tmp_path / "out").glob(".*.tmp"))
         found = verify(tmp_path / "out")
-        assert found == ["shard-00000002: expected a shard at the input's end, found none; --resume goes on"]
+        assert found == ["shard-00000002: expected a shard at the input's end, found none; resume=True goes on"]
     full["suffix"] = ""
     assert run(resume=True).kept == 2
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
@@ -684,6 +687,23 @@ def test_a_record_that_cannot_be_read_stops_the_run_behind_what_is_finished(
     assert not list((tmp_path / "out").glob(".*.tmp"))
 
 
+@pytest.mark.parametrize("shard_records", [5, None])
+def test_a_run_that_fails_before_its_first_shard_leaves_no_folder(
+    tmp_path: Path, run: Callable[..., Report], shard_records: int | None
+) -> None:
+    bad = tmp_path / "bad.txt"
+    bad.write_bytes(b"\xff\n")
+    for name, there in (("new", False), ("mine", True)):
+        if there:
+            (tmp_path / name).mkdir()
+        with pytest.raises(FlashElmoError, match="line 1, byte 1"):
+            run(name, reader=open_reader(bad), shard_records=shard_records)
+        assert (tmp_path / name).exists() == there
+    with locked(tmp_path / "new", 1, 0), pytest.raises(FlashElmoError, match="another run"):
+        run("new")
+    assert (tmp_path / "new").exists()
+
+
 def test_nothing_is_removed_for_an_input_that_cannot_be_read(
     tmp_path: Path, text_file: Path, run: Callable[..., Report]
 ) -> None:
@@ -696,6 +716,7 @@ def test_nothing_is_removed_for_an_input_that_cannot_be_read(
 
 
 def test_a_folder_without_a_finished_shard_is_begun_anew(tmp_path: Path, run: Callable[..., Report]) -> None:
+    (tmp_path / "out").mkdir()
     with pytest.raises(FlashElmoError, match="records 0 to 4: expected values within float16's range"):
         run(output=Output(mix=(1e6, 1e6, 1e6), dtype="float16"))
     assert not list((tmp_path / "out").glob("*shard*")) and (tmp_path / "out" / "run.json").exists()
@@ -710,7 +731,7 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_written(
     needed = len(TEXT.split()) * 3 * 8 * 4 * 1000
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, needed * 0.8))
     with pytest.raises(
-        FlashElmoError, match=r"out: expected about [0-9,]+ bytes of free disk, found [0-9,]+; --layers top"
+        FlashElmoError, match=r"out: expected about [0-9,]+ bytes of free disk, found [0-9,]+; layers=\"top\""
     ):
         run(reader=reader)
     assert not list((tmp_path / "out").glob("*shard*"))

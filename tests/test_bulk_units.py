@@ -80,7 +80,7 @@ def test_units_in_order_are_read_once(corpus: Corpus, monkeypatch: pytest.Monkey
 def test_finished_units_are_not_planned_and_damaged_ones_are(corpus: Corpus, expected: dict[str, bytes]) -> None:
     plan = make_plan(corpus)
     EmbedUnit(plan.corpus)(batch(list(plan.units)))
-    with pytest.raises(FlashElmoError, match="exists already; --resume goes on"):
+    with pytest.raises(FlashElmoError, match="exists already; resume=True goes on"):
         make_plan(corpus)
     (corpus.folder / "shard-00000001.safetensors").write_bytes(b"damaged")
     (corpus.folder / "shard-00000003.json").unlink()
@@ -152,7 +152,7 @@ def test_an_input_that_became_shorter_is_told(corpus: Corpus) -> None:
     units, embed = list(plan.units), EmbedUnit(plan.corpus)
     Path(corpus.input).write_text("\n".join(LINES[:8]) + "\n", encoding="utf-8")
     for unit, message in (
-        (units[1], "expected 5 records from record 5 on, found 3; the input has changed: --overwrite starts over"),
+        (units[1], "expected 5 records from record 5 on, found 3; the input has changed: overwrite=True starts over"),
         (units[4], "expected record 20, found the end"),
     ):
         with pytest.raises(FlashElmoError, match=f"text: {message}"):
@@ -342,6 +342,7 @@ def test_an_error_of_a_process_is_the_runs(corpus: Corpus) -> None:
     Path(corpus.input).write_bytes(b"one\ntwo\n\xff\n")
     with pytest.raises(FlashElmoError, match="text: line 3, byte 1"):
         embed_with_workers(corpus, 1)
+    assert not corpus.folder.exists()  # as it was before
     with pytest.raises(FlashElmoError, match="input: expected a file, as several processes read it"):
         embed_with_workers(replace(corpus, input="-"), 1)
     with pytest.raises(FlashElmoError, match="as several processes read it, found a pipe or a device: /dev/null"):

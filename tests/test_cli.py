@@ -353,6 +353,20 @@ def test_results_on_an_ascii_terminal(here: Path, model: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "") and "path: mod\\xe8le/model" in done.stdout
 
 
+def test_names_in_utf8_where_the_locale_has_another_encoding(
+    here: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}.items():
+        monkeypatch.setenv(name, value)
+    (here / "tä.csv").write_text("größe\nthe cat\n", encoding="utf-8")
+    done = shell('embed tä.csv vé.h5 --field größe --model "$MODEL" -q', model)
+    assert (done.returncode, done.stderr) == (0, "") and (here / "vé.h5").exists()
+    done = shell('embed text.txt vé --model "$MODEL" -q', model)
+    assert done.stderr.endswith(
+        "expected a path in UTF-8, found 'v\\udcc3\\udca9'; PYTHONUTF8=1 reads it as 'v\\xe9'\n"
+    )
+
+
 def test_elmo_command_is_stateful_by_row(here: Path, model: Path, succeed: Run) -> None:
     arguments = ("elmo", "text.txt", "v.h5", "--weight-file", model, "--batch-size", "2", "--overwrite")
     stateful = {"stateful": True, "batch_size": 2}

@@ -32,7 +32,7 @@ def data(tmp_path: Path) -> Path:
         (tmp_path / f"tasks/pos_masc_{part}.txt").write_text(f"{tagged}\n\n{tagged}\n", "utf-8")
     (tmp_path / "tasks/polarity_test.tsv").write_text(f"neg\t{SENTENCES['test']}\n", "utf-8")
     lines = [f"number {k} ." for k in range(500)]
-    lines += ["The life in the oceans .", "it is hard to say", "it is hard to say why", "yes", "say yes , always"]
+    lines += ["The life in the oceans .", "it is hard to say", "it is hard to say why", "yes", "say yes\u2028, always"]
     lines += ["such a waste of good time !", "number 3", ""]
     (tmp_path / "text/novel.txt").write_text("".join(f"{line}\n" for line in lines), "utf-8")
     return tmp_path
@@ -41,9 +41,9 @@ def data(tmp_path: Path) -> Path:
 def test_training_text_holds_no_sentence_by_which_models_are_judged(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert command.main(["corpus", "--data", str(data), "--out", str(out)]) == 0
-    training = (out / "novel.txt").read_text("utf-8").splitlines()
+    training = (out / "novel.txt").read_text("utf-8").split("\n")[:-1]
     heldout = (out / HELDOUT).read_text("utf-8").splitlines()
-    assert [line for line in training if not line.startswith("number")] == ["say yes , always"]
+    assert [line for line in training if not line.startswith("number")] == ["say yes\u2028, always"]  # a line
     assert {f"number {k} ." for k in range(500)} <= {*training, *heldout}
     assert 0 < len(heldout) == len({key(line) for line in heldout}) < 20
     assert not {*map(key, training)} & {*map(key, heldout)}

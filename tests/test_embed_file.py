@@ -139,6 +139,7 @@ def test_a_layer_too_high_is_told_at_once(tmp_path: Path) -> None:
         (9 * b"a\tDT\nb\tNN\n\n", "t", "tokens with tags; put"),
         (b"id\ttext\n1\tAnd God said\n2\tLet there be\n", "t.txt", "a table; `cut -f`"),
         (b"id,text\n1,And God said\n", "t.csv", "a table; take the column"),
+        (b"id;text\n1;And God said\n", "t.csv", "a table; take the column"),
     ],
 )
 def test_what_is_no_text_is_refused(tmp_path: Path, text: bytes, name: str, found: str) -> None:

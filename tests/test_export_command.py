@@ -106,7 +106,7 @@ def test_nothing_is_replaced_unless_told(here: Path, model: Path, succeed: Run, 
     (here / "out").mkdir()
     succeed("export", model, "out", *FEW, "-q")
     before = (here / "out" / "onnx" / "model.onnx").read_bytes()
-    message = "out: exists already; pass --overwrite (overwrite=True) to replace it"
+    message = "out: exists already; pass --overwrite to replace it"
     assert fail("export", model, "out", *FEW) == message
     assert (here / "out" / "onnx" / "model.onnx").read_bytes() == before
     succeed("export", model, "out", *FEW, "--overwrite", "--precision", "int8", "-q")

@@ -4,7 +4,6 @@ import math
 import os
 import re
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -271,9 +270,13 @@ def test_a_name_that_is_no_utf8_is_in_the_card(trained: Path, succeed: Callable[
 
 
 def test_the_command_trains(
-    trained: Path, succeed: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Path,
+    succeed: Callable[..., str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(sys.modules["flashelmo.cli.terminal"], "SECONDS_A_LINE", 0)
+    monkeypatch.setattr("flashelmo.cli.terminal.SECONDS_A_LINE", 0)
     arguments = ["--batch", "2", "--unroll", "5", "--steps", "4", "--threads", str(torch.get_num_threads())]
     config, text = trained / "config.json", trained.parent / "text.txt"
     license_file = tmp_path / "license.txt"
@@ -288,3 +291,5 @@ def test_the_command_trains(
     options = trained / "bilm" / "options.json"
     succeed("train", text, "--output", tmp_path / "other", "--config", options, *arguments[:4], "--minutes", "0.001")
     assert load_model(tmp_path / "other").config == CONFIG
+    assert main(["train", str(text), "--output", str(tmp_path / "none"), "--minutes", "0"]) == 1
+    assert "--minutes: expected a positive number in float32's range, found 0.0" in capfd.readouterr().err

@@ -118,6 +118,22 @@ def test_what_is_no_embedder_is_refused() -> None:
         find_neighbours(Exported(), TEXT, "a light load", "light")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("written", ["caf\xe9", "cafe\u0301"])
+@pytest.mark.parametrize("asked", ["caf\xe9", "cafe\u0301"])
+def test_accents_apart_from_their_letters_make_no_other_word(elmo: ElmoEmbedder, written: str, asked: str) -> None:
+    """The vectors are those of what is written."""
+    query = "a cafe\u0301 , a light"
+    (found,) = find_neighbours(elmo, [f"the {written.capitalize()}", "the cafe"], query, asked, same_word=True)
+    assert found.word == written.capitalize()
+    vectors, others = (
+        elmo.embed_sentence(query)[:, 1].mean(axis=0),
+        elmo.embed_sentence(found.tokens)[:, 1].mean(axis=0),
+    )
+    np.testing.assert_allclose(
+        found.similarity, vectors @ others / np.linalg.norm(vectors) / np.linalg.norm(others), rtol=1e-5
+    )
+
+
 @pytest.mark.parametrize("same_word", [True, False])
 def test_a_token_that_is_no_text_is_told(elmo: ElmoEmbedder, same_word: bool) -> None:
     text: Any = [["the", "light"], ["a", 1]]

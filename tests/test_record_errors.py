@@ -343,7 +343,9 @@ def test_options_that_do_not_fit(options: dict[str, Any], said: str) -> None:
     ("header", "options", "said"),
     [
         ("x,y", {}, "expected a column 'text', found 'x', 'y'; field .* no header$"),
-        ("id;text", {}, "expected a column 'text', found 'id;text'; field .* no header; columns are separated by ','$"),
+        ("id;x", {}, "expected a column 'text', found 'id;x'; .* header; columns are separated by ',' or ';'$"),
+        ("id|text", {"format": "tsv"}, r"expected a column 'text', found 'id\|text'; field .* no header$"),
+        ("id;text", {"format": "tsv"}, r"expected a column 'text', found 'id;text'; .* are separated by '\\t'$"),
         ("x,y", {"field": "3"}, "expected a column '3', found 'x', 'y'; "),
         ("x,y", {"field": "9" * 5000}, "expected a column '999.*', found 'x', 'y'; "),
         ("text,x,text", {}, "expected one column 'text', found 2 of that name$"),
@@ -355,7 +357,7 @@ def test_options_that_do_not_fit(options: dict[str, Any], said: str) -> None:
         ("text," + "x" * (1 << 17) + "x", {}, "expected a header with the names of columns, found: field larger than"),
         ("text," + "x," * (1 << 19), {}, "expected a header of less than 1 MiB, found a longer one$"),
     ],
-    ids=range(8),
+    ids=range(10),
 )
 def test_headers_that_cannot_be_read(header: str, options: dict[str, Any], said: str, tmp_path: Path) -> None:
     path = tmp_path / "a.csv"

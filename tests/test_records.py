@@ -67,15 +67,18 @@ def test_json_lines(
 @few
 @given(
     st.lists(texts.map(lambda text: text.replace("\r", "\r\n")), max_size=6),
+    st.sampled_from(",;"),
     st.sampled_from(["\n", "\r\n"]),
     st.booleans(),
     sizes,
     chunks,
 )
-def test_csv(folder: Path, texts: list[str], end: str, mark: bool, sizes: list[int], chunk: int) -> None:
+def test_csv(
+    folder: Path, texts: list[str], delimiter: str, end: str, mark: bool, sizes: list[int], chunk: int
+) -> None:
     path = folder / "a.csv"
     with path.open("w", encoding="utf-8-sig" if mark else "utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator=end)
+        writer = csv.writer(file, delimiter=delimiter, lineterminator=end)
         writer.writerow(['the "id"', "x", "text"])
         for i, text in enumerate(texts):
             writer.writerow([f"{i},é", text[::-1], text])

@@ -213,7 +213,10 @@ def test_the_convention_of_openai(encoding: str, server: Server, embedder: ElmoE
     n_tokens = sum(map(len, TOKENS))
     assert answer["usage"] == {"prompt_tokens": n_tokens, "total_tokens": n_tokens}
     assert (answer["object"], answer["model"]) == ("list", "tiny")
-    assert server.http.get("/v1/models").json()["data"][0]["id"] == "tiny"
+    (model,) = server.http.get("/v1/models").json()["data"]
+    assert model["id"] == "tiny" and server.http.get("/v1/models/tiny").json() == model
+    unknown = server.http.get("/v1/models/a/b")
+    assert (unknown.status_code, unknown.json()["error"]["message"]) == (404, "model: expected tiny, found 'a/b'")
 
 
 def test_the_open_inference_protocol(server: Server, embedder: ElmoEmbedder) -> None:

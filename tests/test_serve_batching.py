@@ -195,7 +195,7 @@ async def test_a_worker_that_dies_once_costs_nothing(service: Service, worker: F
     assert lengths(worker) == [1, 2]
     worker.finish()
     await settle()
-    assert answered(task) == [1, 2]
+    assert answered(task) == [1, 2] and figure(service, "request_queue_duration_count") == 1
 
 
 @scene()
@@ -328,6 +328,11 @@ def test_texts_are_split_by_the_tokenizer_that_was_chosen(model: Path) -> None:
     assert service.split("inputs", ["a é\nb", ["a b"]]) == [["a", "é", "b"], ["a b"]]
     with pytest.raises(FlashElmoError, match="tokenizer: expected whitespace, characters"):
         fake_service(model, tokenizer="words")
+
+
+def test_a_name_that_is_no_utf8_can_be_answered(model: Path) -> None:
+    """As a folder's may be, which is the service's by default."""
+    assert fake_service(model, name="b\udcff")[0].name == "b\ufffd"
 
 
 def test_what_cannot_be_served(model: Path, tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def test_pages_of_other_sites_ask_for_nothing(strict: Server) -> None:
 def test_head_is_answered_where_get_is(strict: Server) -> None:
     without = {"Authorization": ""}
     opened = ("/", "/health", "/metrics", "/openapi.json", "/v2/health/live", "/v2/health/ready")
-    closed = ("/info", "/v1/models", "/v2", "/v2/models/tiny", "/v2/models/tiny/versions/1/ready")
+    closed = ("/info", "/v1/models", "/v1/models/tiny", "/v2", "/v2/models/tiny", "/v2/models/tiny/versions/1/ready")
     for path in (*opened, *closed):
         got, answer = strict.http.get(path), strict.http.head(path)
         assert (answer.status_code, answer.content) == (200, b""), path

@@ -159,7 +159,7 @@ def test_sentences_are_keys(tmp_path: Path, suffix: str) -> None:
     ("sentences", "message"),
     [
         (["the cat", "a", "the cat"], "line 3: the key 'the cat' is taken already, or no key of this format"),
-        (["a", ""], "line 2: an empty sentence cannot be a key; leave out --use-sentence-keys"),
+        (["a", ""], "line 2: an empty sentence cannot be a key; leave out use_sentence_keys=True"),
         (["a\0b"], "line 1: a NUL character cannot be in a key"),
     ],
 )
@@ -197,7 +197,7 @@ def test_an_exception_leaves_nothing(tmp_path: Path, suffix: str) -> None:
 def test_overwrite(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"vectors{suffix}"
     path.write_text("precious")
-    with pytest.raises(FlashElmoError, match=f"vectors{suffix}: exists already; --overwrite replaces it"):
+    with pytest.raises(FlashElmoError, match=f"vectors{suffix}: exists already; overwrite=True replaces it"):
         write(path)
     assert path.read_text() == "precious"
     link = tmp_path / f"link{suffix}"

@@ -207,6 +207,12 @@ def test_every_summary_counts_the_records_that_are_skipped(here: Path, succeed: 
     assert ", 2 records skipped\n" in succeed(*command)
     printed = succeed(*command, "--json")
     assert json.loads(printed[: printed.index("\n}") + 2])["skipped"] == 2
+    named = [
+        f"flashelmo: in.txt: line {line}, byte 1: expected UTF-8, found {byte} "
+        for line, byte in ((2, "0xff"), (4, "0xfe"))
+    ]
+    quiet = succeed(*command, "--quiet").splitlines()
+    assert len(quiet) == 2 and all(map(str.startswith, quiet, named)), quiet
     Path("in.txt").write_text("the cat\n")
     assert "skipped" not in succeed(*command)
 
@@ -229,13 +235,13 @@ def test_the_disk_is_looked_at_before_anything_is_computed(
 
     Path("text.txt").write_text("the cat\n" * 200)
     before = embedder.statistics.sentences
-    message = r"^v: expected about (98,400|177,600) bytes of free disk, found 90,000; --layers top, --dtype"
+    message = r'^v: expected about (98,400|177,600) bytes of free disk, found 90,000; layers="top", dtype'
     with pytest.raises(FlashElmoError, match=message):
         embed(Output())
     assert embedder.statistics.sentences == before and names(here) == ["text.txt"]
     for output, advice in (
-        (Output("top"), "; --dtype float16 and --pool mean take less"),
-        (Output(mix=[1, 2, 3], dtype="float16"), "; --pool mean takes less"),
+        (Output("top"), '; dtype="float16" and pool="mean" take less'),
+        (Output(mix=[1, 2, 3], dtype="float16"), '; pool="mean" takes less'),
         (Output(1, "float16", "max"), ""),
     ):
         monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=100))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import re
-from functools import cached_property
+from contextlib import suppress
+from functools import cache
 from io import StringIO
 from itertools import pairwise
 from typing import Any
@@ -35,7 +36,7 @@ class Delimited(TextFormat):
     """Rows below a header of names, except empty lines. See `TextFormat`.
 
     Args:
-        delimiter: between columns.
+        delimiter: between columns; for a comma see `begin`.
         quoted: whether columns may be quoted, and may then contain delimiters, line ends and doubled quotes. Otherwise
             a quote is an ordinary character.
         field: the column to embed, by name; or its number, from 1, in a table without a header.
@@ -65,7 +66,19 @@ class Delimited(TextFormat):
         self._columns: list[int] = []  # indices of the fields
 
     def begin(self, head: bytes, name: str) -> int:
-        """See `TextFormat`."""
+        """See `TextFormat`. Where commas don't give the fields, semicolons may: Excel's in much of Europe."""
+        try:
+            return self._begin(head, name)
+        except FlashElmoError:
+            if self._delimiter != ",":
+                raise
+            self._delimiter = ";"
+            with suppress(FlashElmoError):
+                return self._begin(head, name)
+            self._delimiter = ","
+            raise
+
+    def _begin(self, head: bytes, name: str) -> int:
         ends = self.cut(head)
         first = head[: ends[0] if len(ends) else self.end_of_first(head)]
         if not first.strip():
@@ -90,7 +103,7 @@ class Delimited(TextFormat):
 
     def end_of_first(self, data: bytes) -> int:
         """See `TextFormat`."""
-        if not self._quoted or self._patterns[0].fullmatch(data.rstrip()):
+        if not self._quoted or _patterns(self._delimiter)[0].fullmatch(data.rstrip()):
             return len(data)
         return _line_end(data, 0) or len(data)
 
@@ -107,20 +120,9 @@ class Delimited(TextFormat):
         ids = columns[1] if len(columns) > 1 else None
         return Records(numbers, ids, tokens, offsets, [text.strip() for text in columns[0]], skipped)
 
-    @cached_property
-    def _patterns(self) -> tuple[re.Pattern[bytes], re.Pattern[bytes], re.Pattern[bytes]]:
-        """Return three patterns: a row; a row with its line end; the beginning of a row that the data cuts off."""
-        delimiter = re.escape(self._delimiter.encode())
-        plain = rb'[^"\n' + delimiter + rb"][^\n" + delimiter + rb"]*|"
-        column = rb"(?:" + QUOTED + rb'"(?=' + delimiter + rb"|\r?\n|\Z)|" + plain + rb")"
-        before = EMPTY_LINES + rb"(?:" + column + delimiter + rb")*"
-        unfinished = rb"(?:" + QUOTED + rb'"?\r?|' + plain + rb")\Z"
-        row = before + column
-        return re.compile(row + rb"(?:\r?\n)?"), re.compile(row + rb"\r?\n"), re.compile(before + unfinished)
-
     def _quoted_ends(self, data: bytes) -> list[int]:
         """Return where each whole row ends, given quotes. A row whose quotes are wrong ends with its line."""
-        _, row, beginning = self._patterns
+        _, row, beginning = _patterns(self._delimiter)
         ends, start = [], 0
         while start < len(data):
             match = row.match(data, start)
@@ -136,7 +138,7 @@ class Delimited(TextFormat):
     def _parse(self, data: bytes, ends: Int64) -> list[list[str]]:
         """Return the wanted columns of the rows that end at `ends`. Fault: rows end elsewhere, or cannot be read."""
         if self._quoted and b'"' in data:
-            row, starts = self._patterns[0], [0, *ends.tolist()]
+            row, starts = _patterns(self._delimiter)[0], [0, *ends.tolist()]
             if not all(row.fullmatch(data, start, end) for start, end in pairwise(starts)):
                 raise self._fault(data, f"a quote that is not closed, or something between it and {self._delimiter!r}")
         try:
@@ -194,9 +196,22 @@ class Delimited(TextFormat):
             return int(field) - 1
         advice = ", or number them where there is no header"
         if len(names) == 1 and re.search("[,;\t]", names[0]):
-            advice += f"; columns are separated by {self._delimiter!r}"
+            separators = "',' or ';'" if self._delimiter == "," else repr(self._delimiter)
+            advice += f"; columns are separated by {separators}"
         check_column(field, names, name, advice)
         return names.index(field)
+
+
+@cache
+def _patterns(separator: str) -> tuple[re.Pattern[bytes], re.Pattern[bytes], re.Pattern[bytes]]:
+    """Return three patterns: a row; a row with its line end; the beginning of a row that the data cuts off."""
+    delimiter = re.escape(separator.encode())
+    plain = rb'[^"\n' + delimiter + rb"][^\n" + delimiter + rb"]*|"
+    column = rb"(?:" + QUOTED + rb'"(?=' + delimiter + rb"|\r?\n|\Z)|" + plain + rb")"
+    before = EMPTY_LINES + rb"(?:" + column + delimiter + rb")*"
+    unfinished = rb"(?:" + QUOTED + rb'"?\r?|' + plain + rb")\Z"
+    row = before + column
+    return re.compile(row + rb"(?:\r?\n)?"), re.compile(row + rb"\r?\n"), re.compile(before + unfinished)
 
 
 def _line_end(data: bytes, start: int) -> int:

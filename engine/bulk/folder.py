@@ -48,7 +48,7 @@ def check_new(folder: Path, resume: bool, overwrite: bool, in_array: bool = Fals
     if names and RUN not in names:
         raise FlashElmoError(f"{folder}: expected an empty folder or one of shards, found {sorted(names)[0]}")
     if names - {RUN} and not (resume or overwrite or in_array):
-        raise FlashElmoError(f"{folder}: exists already; --resume goes on with it, --overwrite replaces it")
+        raise FlashElmoError(f"{folder}: exists already; resume=True goes on with it, overwrite=True replaces it")
 
 
 def _names(folder: Path) -> set[str]:
@@ -98,7 +98,7 @@ def start(folder: Path, fingerprint: Meta, shard_records: Callable[[], int]) -> 
     if difference is not None:
         what, old, new = difference
         begun_with = f"expected {old}, with which this output was begun"
-        raise FlashElmoError(f"{path}: {what}: {begun_with}, found {new}; --overwrite starts over")
+        raise FlashElmoError(f"{path}: {what}: {begun_with}, found {new}; overwrite=True starts over")
     return int(begun["shard_records"])
 
 
@@ -268,7 +268,7 @@ def verify(folder: str | Path) -> list[str]:
         last, place = (False, None) if meta is None else (meta["last"], meta["end"])
         expected = number + 1
     if not last:
-        problems.append(f"{shard_name(expected)}: expected a shard at the input's end, found none; --resume goes on")
+        problems.append(f"{shard_name(expected)}: expected a shard at the input's end, found none; resume=True goes on")
     return problems
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from flashelmo.engine.bulk import folder as folders
-from flashelmo.engine.sinks.files import writing
-from flashelmo.engine.system.files import lock, take_folder
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.sinks.files import RUN, writing
+from flashelmo.engine.system.files import NO_LOCKS, lock, take_folder
 
 ALL = ".lock"
 DIGITS = 20
@@ -35,6 +36,23 @@ def locked(folder: Path, num_shards: int, shard_id: int) -> Iterator[None]:
 
 
 @contextmanager
+def removed_if_unused(folder: Path) -> Iterator[None]:
+    """Remove a folder that was not there before, if the context fails and no shard, and no other run, is in it."""
+    is_new = not folder.exists()
+    try:
+        yield
+    except BaseException:
+        with suppress(FlashElmoError, *NO_LOCKS), ExitStack() as stack:
+            if is_new and folder.is_dir() and _take(folder, 1, 0, stack):
+                names = sorted(os.listdir(folder), reverse=True)  # the lock itself is the last
+                if all(name == RUN or name.startswith(ALL) for name in names):
+                    for name in names:
+                        (folder / name).unlink()
+                    folder.rmdir()
+        raise
+
+
+@contextmanager
 def begin_writing(
     folder: Path, resume: bool, overwrite: bool, num_shards: int = 1, shard_id: int = 0
 ) -> Iterator[None]:
@@ -49,7 +67,8 @@ def begin_writing(
     """
     in_array = num_shards > 1
     folders.check_new(folder, resume, overwrite, in_array)
-    with locked(folder, num_shards, shard_id):
+    unused = nullcontext() if in_array else removed_if_unused(folder)  # the others may hold its lock
+    with unused, locked(folder, num_shards, shard_id):
         folders.check_new(folder, resume, overwrite, in_array)  # from now on, nothing else changes it
         if overwrite or (not in_array and not folders.shard_numbers(folder)):  # then nothing is lost
             folders.clear(folder)

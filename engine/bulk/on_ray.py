@@ -51,7 +51,7 @@ def embed_on_ray(
         import ray
         from ray.data import ActorPoolStrategy
     except ImportError as error:
-        raise MissingExtraError("ray", "ray", "--ray") from error
+        raise MissingExtraError("ray", "ray", "embedding on Ray") from error
     plan = make_plan(corpus, resume=resume, overwrite=overwrite, elsewhere=True)
     options = {**plan.corpus.options, "threads": plan.corpus.options.get("threads") or 1}
     units = [asdict(unit) for unit in plan.units]
@@ -74,7 +74,7 @@ def embed_on_ray(
     except FlashElmoError:  # also a ValueError
         raise
     except (ray.exceptions.RayError, ConnectionError, ValueError) as error:
-        raise FlashElmoError(f"ray: {first_line(error)}; finished shards are kept, --resume goes on") from None
+        raise FlashElmoError(f"ray: {first_line(error)}; finished shards are kept, resume=True goes on") from None
     finally:
         if begun_here:
             ray.shutdown()

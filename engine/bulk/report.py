@@ -86,13 +86,14 @@ class Report:
             FlashElmoError: the file cannot be written.
         """
         path = path_of("report", path)
-        skipped = list(_skipped(folder, num_shards, shard_id))
+        skipped = list(skipped_records(folder, num_shards, shard_id))
         with writing(path):
             path.write_text(
                 json.dumps({**self.to_dict(), "skipped_records": skipped}, indent=1) + "\n", encoding="utf-8"
             )
 
 
-def _skipped(folder: Path, num_shards: int, shard_id: int) -> Iterator[str]:
+def skipped_records(folder: Path, num_shards: int = 1, shard_id: int = 0) -> Iterator[str]:
+    """Yield a line for each skipped record of a job's finished shards."""
     for number in shard_numbers(folder, num_shards, shard_id):
         yield from read_json(folder / f"{shard_name(number)}.json")["skipped"]

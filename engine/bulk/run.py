@@ -161,7 +161,7 @@ class Run:
         folder = self._target.folder
         numbers = folders.shard_numbers(folder, num_shards, shard_id)
         if numbers and not resume:
-            raise FlashElmoError(f"{folder}: exists already; --resume goes on with it")
+            raise FlashElmoError(f"{folder}: exists already; resume=True goes on with it")
         kept = folders.kept_shards(folder, numbers)
         self._report.kept = len(kept)
         return kept
@@ -220,7 +220,8 @@ class Run:
         what = f"{error.filename or self._target.folder}: {shard_name(number)}: {reason}"
         if n_failed > len(RETRY_SECONDS):
             kept = self._report.kept + self._report.shards
-            raise FlashElmoError(f"{what}; tried {n_failed} times. --resume goes on: finished shards are kept, {kept}")
+            advice = f"resume=True goes on: finished shards are kept, {kept}"
+            raise FlashElmoError(f"{what}; tried {n_failed} times. {advice}")
         seconds = RETRY_SECONDS[n_failed - 1]
         logger.warning("%s; trying again in %g s", what, seconds)
         time.sleep(seconds)

@@ -155,7 +155,7 @@ class UnitSource:
                 part = _no_part()
             if part.n_records < n and not unit.last:
                 found = f"expected {n} records from record {unit.record} on, found {part.n_records}"
-                raise FlashElmoError(f"{self._reader.name}: {found}; the input has changed: --overwrite starts over")
+                raise FlashElmoError(f"{self._reader.name}: {found}; the input has changed: overwrite=True starts over")
             self._unit = None
             yield Shard.of(unit.shard, part, unit.last)
 
@@ -165,9 +165,8 @@ def _check_kept(name: str, part: Part, last: bool, meta: Meta) -> None:
     found = (part.sha256, asdict(part.end), last)
     if found != (meta["input_sha256"], meta["end"], meta["last"]):
         records = f"records {part.begin.record} to {part.end.record - 1}"
-        raise FlashElmoError(
-            f"{name}: {records} are not those of shard {meta['shard']}; the input has changed: --overwrite starts over"
-        )
+        what = f"{records} are not those of shard {meta['shard']}"
+        raise FlashElmoError(f"{name}: {what}; the input has changed: overwrite=True starts over")
 
 
 def _no_part() -> Part:

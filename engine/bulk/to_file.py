@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
 from flashelmo.engine.arrays import Array
@@ -47,9 +47,20 @@ def embed_records(
         windows = read_ahead(windows)
     summary = write_all(embedder, windows, source.write, sink.output, on_progress)
     summary.skipped = source.n_skipped
-    if summary.skipped > SHOWN:
-        logger.warning("%s: %d records were skipped, the first %d are named", reader.name, summary.skipped, SHOWN)
+    log_unnamed(reader.name, summary.skipped)
     return summary
+
+
+def log_skipped(lines: Sequence[str], n_before: int = 0) -> None:
+    """Warn of records that could not be read, of which n_before came before: the first are named."""
+    for line in lines[: max(0, SHOWN - n_before)]:
+        logger.warning("%s; it is skipped", line)
+
+
+def log_unnamed(name: str, n_skipped: int) -> None:
+    """Warn that so many records of an input were skipped, if that is more than are named."""
+    if n_skipped > SHOWN:
+        logger.warning("%s: %d records were skipped, the first %d are named", name, n_skipped, SHOWN)
 
 
 class _Source:
@@ -68,8 +79,7 @@ class _Source:
         is_first = True
         while (part := self._reader.take(n)) is not None:
             records = part.records()
-            for line in records.skipped[: max(0, SHOWN - self.n_skipped)]:
-                logger.warning("%s; it is skipped", line)
+            log_skipped(records.skipped, self.n_skipped)
             self.n_skipped += len(records.skipped)
             n_bytes, n_tokens = float(part.end.byte - part.begin.byte), int(records.offsets[-1])
             if is_first:

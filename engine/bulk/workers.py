@@ -17,7 +17,7 @@ from typing import Any
 
 from flashelmo.engine.arguments import whole_number
 from flashelmo.engine.bulk import folder as folders
-from flashelmo.engine.bulk.locks import locked
+from flashelmo.engine.bulk.locks import locked, removed_if_unused
 from flashelmo.engine.bulk.report import Report
 from flashelmo.engine.bulk.source import Unit
 from flashelmo.engine.bulk.units import Corpus, CorpusPlan, make_plan
@@ -59,14 +59,15 @@ def embed_with_workers(
     if device not in ("auto", "cpu"):
         raise FlashElmoError(f"workers: expected device cpu, found {device}; several devices have a process each")
     corpus = replace(corpus, options={**corpus.options, "device": "cpu"})
-    plan = make_plan(corpus, resume=resume, overwrite=overwrite)
-    threads = plan.corpus.options.get("threads") or max(1, n_cores() // n_workers)
-    corpus = replace(plan.corpus, options={**plan.corpus.options, "threads": threads})
-    pool = _Pool(replace(plan, corpus=corpus), n_workers, on_progress)
-    try:
-        pool.run()
-    finally:
-        pool.end()
+    with removed_if_unused(corpus.folder):
+        plan = make_plan(corpus, resume=resume, overwrite=overwrite)
+        threads = plan.corpus.options.get("threads") or max(1, n_cores() // n_workers)
+        corpus = replace(plan.corpus, options={**plan.corpus.options, "threads": threads})
+        pool = _Pool(replace(plan, corpus=corpus), n_workers, on_progress)
+        try:
+            pool.run()
+        finally:
+            pool.end()
     report = pool.report
     report.kept, report.seconds = len(plan.kept), time.perf_counter() - started
     return report
@@ -117,7 +118,7 @@ class _Pool:
         n_finished = -1
         while (unit := self._next()) is not None or n_finished < 0:
             if n_finished == self.report.shards:
-                kept = "finished shards are kept, --resume goes on"
+                kept = "finished shards are kept, resume=True goes on"
                 raise FlashElmoError(f"{self._plan.corpus.folder}: all processes ended: {self._cause}; {kept}")
             if unit is not None:
                 self._again.append(unit)

@@ -145,9 +145,9 @@ class Sink:
     def _check_key(self, sentence: str) -> None:
         line = self._n_written + 1
         if not sentence:
-            raise FlashElmoError(f"line {line}: an empty sentence cannot be a key; leave out --use-sentence-keys")
+            raise FlashElmoError(f"line {line}: an empty sentence cannot be a key; leave out use_sentence_keys=True")
         if "\0" in sentence:
-            raise FlashElmoError(f"line {line}: a NUL character cannot be in a key; leave out --use-sentence-keys")
+            raise FlashElmoError(f"line {line}: a NUL character cannot be in a key; leave out use_sentence_keys=True")
 
     @contextmanager
     def _errors(self, key: str) -> Iterator[None]:
@@ -157,7 +157,7 @@ class Sink:
                 yield
         except KeyError:
             found = f"line {self._n_written + 1}: the key {key[:60]!r} is taken already, or no key of this format"
-            advice = "; leave out --use-sentence-keys" if self._use_sentence_keys else ""
+            advice = "; leave out use_sentence_keys=True" if self._use_sentence_keys else ""
             raise FlashElmoError(f"{self.path}: {found}{advice}") from None
 
 
@@ -214,7 +214,7 @@ def _is_npz(path: Path) -> bool:
     suffix = path.suffix.lower()
     if suffix and suffix not in FILE_SUFFIXES:
         expected = f"expected a name that ends with .h5, .hdf5 or .npz, found {path.suffix}"
-        raise FlashElmoError(f"{path}: {expected}; a folder of shards has no suffix, or --format native")
+        raise FlashElmoError(f'{path}: {expected}; a folder of shards has no suffix, or format="native"')
     return suffix == ".npz"
 
 

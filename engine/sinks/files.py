@@ -36,7 +36,7 @@ def check_path(path: Path, final: Path, overwrite: bool) -> None:
 
 
 def _exists(path: Path) -> FlashElmoError:
-    return FlashElmoError(f"{path}: exists already; --overwrite replaces it")
+    return FlashElmoError(f"{path}: exists already; overwrite=True replaces it")
 
 
 @contextmanager
@@ -173,12 +173,12 @@ def check_space(path: Path, n_bytes: float, output: Output) -> None:
 
 def _advice(output: Output) -> str:
     """Return what would take less."""
-    options = (
-        ("--layers top", output.single),
-        ("--dtype float16", output.dtype == "float16"),
-        ("--pool mean", output.pool),
+    arguments = (
+        ('layers="top"', output.single),
+        ('dtype="float16"', output.dtype == "float16"),
+        ('pool="mean"', output.pool),
     )
-    less = [option for option, chosen in options if not chosen]
+    less = [argument for argument, chosen in arguments if not chosen]
     if len(less) < 2:
-        return "".join(f"; {option} takes less" for option in less)
+        return "".join(f"; {argument} takes less" for argument in less)
     return f"; {', '.join(less[:-1])} and {less[-1]} take less"

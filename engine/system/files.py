@@ -91,7 +91,8 @@ def temporary_beside(final: Path, make: Callable[[Path], object], remove: Callab
 
     A run holds a lock on it, which ends with the process: whoever gets the lock of another's may remove it.
     """
-    prefix = f".{os.fsencode(final.name)[:NAME_BYTES].decode('utf-8', 'ignore')}."
+    whole_characters = os.fsencode(final.name)[:NAME_BYTES].decode("utf-8", "ignore").encode()
+    prefix = f".{os.fsdecode(whole_characters)}."  # which need not be UTF-8 in this locale
     name = re.compile(re.escape(prefix) + r"[0-9a-f]{16}\.tmp")
     for leftover in [entry for entry in final.parent.iterdir() if name.fullmatch(entry.name)]:
         with suppress(*NO_LOCKS):  # another run's, or another run is removing it as well

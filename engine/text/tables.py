@@ -46,7 +46,7 @@ BEGINNINGS = {
 def check_is_text(head: bytes, name: str) -> None:
     """Raise FlashElmoError if a file's first lines are clearly not sentences, according to `kind_of`."""
     _refuse(kind_of(head), name)
-    if name.endswith(".csv") and b"," in head.lstrip().partition(b"\n")[0]:
+    if name.endswith(".csv") and re.search(b"[,;]", head.lstrip().partition(b"\n")[0]):
         advice = "take the column of sentences out of it"
         raise FlashElmoError(f"{name}: expected a sentence a line, found a table; {advice}")
 

@@ -87,7 +87,7 @@ def check_replaceable(folder: Path, overwrite: bool, ours: Callable[[str], bool]
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not overwrite:
-        raise FlashElmoError(f"{folder}: exists already; pass --overwrite (overwrite=True) to replace it")
+        raise FlashElmoError(f"{folder}: exists already; pass overwrite=True to replace it")
     if not folder.is_dir():
         raise FlashElmoError(f"{folder}: expected a folder to replace, found a file")
     files = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())

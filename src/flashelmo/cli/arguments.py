@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,6 +16,7 @@ from flashelmo.engine.model.named.table import named_models
 from flashelmo.engine.output import Layers
 from flashelmo.engine.precision import PrecisionName
 from flashelmo.engine.settings import RuntimeName
+from flashelmo.engine.text.sentences import SURROGATE
 
 
 def log_more(verbose: bool) -> bool:
@@ -51,6 +53,24 @@ def complete_names() -> list[str]:
     return ["tiny", *named_models()]
 
 
+def in_utf8(name: str, argument: str) -> str:
+    """What was given in UTF-8, as texts are, also where the locale has another encoding.
+
+    Python keeps bytes that it cannot decode as lone surrogates, which a model would leave out of a word.
+    """
+    if SURROGATE.search(argument) is None:
+        return argument
+    try:
+        return os.fsencode(argument).decode()
+    except UnicodeDecodeError:
+        raise FlashElmoError(f"{name}: expected UTF-8, found {argument!a}") from None
+
+
+def read_field(parameter: typer.CallbackParam, field: str | None) -> str | None:
+    """A field's or column's name, which stands in a text."""
+    return None if field is None else in_utf8(parameter.opts[0], field)
+
+
 InputText = Annotated[str, typer.Argument(help="Text: one sentence per line, tokens split by whitespace; - is stdin.")]
 AnyModel = Annotated[Path, typer.Argument(help="Model in any format, or its name.")]
 Model = Annotated[
@@ -83,7 +103,8 @@ InputFormat = Annotated[
         help="Format of the input; default: by its name's suffix.",
     ),
 ]
-Field = Annotated[str | None, typer.Option(help="Field or column to embed; default: text.")]
+Field = Annotated[str | None, typer.Option(help="Field or column to embed; default: text.", callback=read_field)]
+IdField = Annotated[str | None, typer.Option(help="Field or column with the records' ids.", callback=read_field)]
 Tokenizer = Annotated[
     str, typer.Option(metavar="whitespace|characters|moses|spacy:MODEL", help="Tokenizer for raw text.")
 ]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flashelmo.cli.arguments import Json
-from flashelmo.cli.terminal import counted, progress_bar, readable_size, rest_of_summary, say
+from flashelmo.cli.terminal import as_options, counted, progress_bar, readable_size, rest_of_summary, say
 from flashelmo.engine.arguments import ADDRESS, is_stream, path_of
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.named.locate import model_path
@@ -63,8 +63,9 @@ def embed_to_folder(
     """
     from flashelmo.engine.bulk.folder import check_new
     from flashelmo.engine.bulk.records import open_reader
-    from flashelmo.engine.bulk.report import Report
+    from flashelmo.engine.bulk.report import Report, skipped_records
     from flashelmo.engine.bulk.run import embed_corpus
+    from flashelmo.engine.bulk.to_file import log_skipped, log_unnamed
     from flashelmo.engine.embedder import ElmoEmbedder
 
     target = path_of("output", corpus.folder)
@@ -89,6 +90,10 @@ def embed_to_folder(
             with progress_bar(lambda: records.n_bytes, quiet) as on_progress:
                 done = embed_corpus(embedder, records, target, corpus.output, **shards, **how, on_progress=on_progress)
         computed = f"{embedder.device}, {embedder.precision}"
+    if done.skipped:
+        lines = [*skipped_records(target, how["num_shards"], how["shard_id"])]
+        log_skipped(lines)
+        log_unnamed(corpus.input, len(lines))
     if report is not None:
         done.write(report, target, how["num_shards"], how["shard_id"])
     if as_json:
@@ -133,7 +138,7 @@ def verify(folder: Annotated[Path, typer.Argument(help="Folder of shards.")], as
     from flashelmo.engine.bulk.embeddings import open_embeddings
     from flashelmo.engine.bulk.folder import verify as find_problems
 
-    problems = find_problems(folder)
+    problems = [as_options(problem) for problem in find_problems(folder)]
     if as_json:
         records = None if problems else len(open_embeddings(folder))
         print(json.dumps({"folder": str(folder), "records": records, "problems": problems}, indent=2))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import closing
 from itertools import pairwise
@@ -19,11 +18,10 @@ from flashelmo.cli.arguments import (
     Precision,
     Threads,
     Tokenizer,
+    in_utf8,
     log_less,
     parse_layers,
 )
-from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.text.sentences import SURROGATE
 
 if TYPE_CHECKING:
     from flashelmo.engine.bulk.parts import Reader
@@ -59,7 +57,7 @@ def neighbours(
     from flashelmo.engine.embedder import ElmoEmbedder
     from flashelmo.engine.neighbours import Use, check_layers, neighbours_of
 
-    word, *sentences = map(_in_utf8, (word, *sentences))
+    word, *sentences = (in_utf8("word, SENTENCE", each) for each in (word, *sentences))
     reader = open_reader(text, input_format, field=field, tokenizer=tokenizer)
     tokens, offsets = tokenizer_of(tokenizer)(lines_of(sentences))
     uses = [Use.of(tokens[start:stop].to_pylist(), word, same_word) for start, stop in pairwise(offsets.tolist())]
@@ -75,19 +73,6 @@ def neighbours(
                 before = " ".join(each.tokens[max(0, each.position - TOKENS_AROUND) : each.position])
                 behind = " ".join(each.tokens[each.position + 1 :][:TOKENS_AROUND])
                 print(f"  {each.similarity:.2f}  {before[-32:]:>32} [{each.word}] {behind[:32]}")
-
-
-def _in_utf8(argument: str) -> str:
-    """What was given in UTF-8, as texts are, also where the locale has another encoding.
-
-    Python keeps bytes that it cannot decode as lone surrogates, which a model would leave out of a word.
-    """
-    if SURROGATE.search(argument) is None:
-        return argument
-    try:
-        return os.fsencode(argument).decode()
-    except UnicodeDecodeError:
-        raise FlashElmoError(f"word, SENTENCE: expected UTF-8, found {argument!a}") from None
 
 
 def _sentences(reader: Reader) -> Iterator[list[str]]:

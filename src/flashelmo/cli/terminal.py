@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -18,6 +19,9 @@ from flashelmo.engine.embed_file import OnTextProgress
 
 SECONDS_A_LINE, SECONDS_A_BAR = 10.0, 0.2
 RECENT_SECONDS = 30.0  # that a rate is measured over
+ARGUMENT = re.compile(
+    r'\b(resume|overwrite|use_sentence_keys|layers|dtype|pool|format)=(?:True|"(top|float16|mean|native)")'
+)
 
 
 class InterruptedBySignal(BaseException):
@@ -242,6 +246,11 @@ def _drop(stream: IO[str]) -> None:
         os.close(null)
 
 
+def as_options(text: str) -> str:
+    """A message of the engine, in which arguments that it advises become the command's options."""
+    return ARGUMENT.sub(lambda found: f"--{found[1].replace('_', '-')}" + (f" {found[2]}" if found[2] else ""), text)
+
+
 def say(text: str) -> None:
     """Print on standard error, which leaves standard output to results."""
     write_message(f"{text}\n")
@@ -249,5 +258,5 @@ def say(text: str) -> None:
 
 def fail(message: str, status: int) -> int:
     """Print an error as one line; returns the exit status."""
-    say("flashelmo: " + " ".join(message.splitlines()))
+    say("flashelmo: " + " ".join(as_options(message).splitlines()))
     return status

@@ -14,6 +14,7 @@ import typer
 
 from flashelmo.cli.arguments import Device, Overwrite, Quiet, Threads, log_less
 from flashelmo.cli.terminal import StatusLine, say
+from flashelmo.engine.arguments import FLOAT32_MAX, check
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.system.threads import openmp_polls_briefly
@@ -81,6 +82,8 @@ def train(
         raise FlashElmoError(f"{given[1]}: expected one of --preset, --config and --from, found {' and '.join(given)}")
     if minutes is not None and seconds is not None:
         raise FlashElmoError("--seconds: expected one of --minutes and --seconds, found both")
+    if minutes is not None:
+        check(0 < minutes <= FLOAT32_MAX / 60, "--minutes", "a positive number in float32's range", minutes)
     chosen = None
     if start is None:
         chosen = preset_config(preset or "tiny") if config is None else read_config(config)

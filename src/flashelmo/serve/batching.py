@@ -38,6 +38,7 @@ class Job:
 
     Attributes:
         taken: how many of its sentences are in windows.
+        sent: whether any of them has been sent.
         left: how many have no result.
     """
 
@@ -46,6 +47,7 @@ class Job:
     answer: asyncio.Future[list[Array]]
     arrived: float = field(default_factory=time.monotonic)
     taken: int = 0
+    sent: bool = False
 
     def __post_init__(self) -> None:
         self.left = len(self.sentences)
@@ -222,8 +224,9 @@ class Batcher:
         metrics.tokens.inc(n_tokens)
         metrics.window_tokens.observe(n_tokens)
         metrics.window_requests.observe(len({part.job for part in batch.parts}))
-        for job, start, _ in batch.parts:
-            if start == 0:
+        for job, *_ in batch.parts:
+            if not job.sent:  # what is sent again waited once
+                job.sent = True
                 metrics.queue_seconds.observe(batch.sent - job.arrived)
 
 

@@ -50,7 +50,7 @@ def serve_on_ray(
         import ray
         from ray import serve
     except ImportError as error:
-        raise MissingExtraError("ray", "ray", "--ray") from error
+        raise MissingExtraError("ray", "ray", "serving on Ray") from error
     application = ray_application(settings, replicas)
     begun_here = not ray.is_initialized()
     try:
@@ -94,7 +94,7 @@ def ray_application(settings: ServiceSettings, replicas: tuple[int, int]) -> Any
 
     fewest, most = replicas
     if not 1 <= fewest <= most:
-        raise FlashElmoError(f"--replicas: expected the fewest, then at least as many, found {fewest},{most}")
+        raise FlashElmoError(f"replicas: expected the fewest, then at least as many, found {fewest},{most}")
     options = {**settings.options, "threads": settings.options.get("threads") or 1}
     devices = Settings.of({"device": options.get("device", "auto")}).devices
     if len(devices) > 1:

@@ -29,7 +29,7 @@ ERRORS: dict[int | str, dict[str, Any]] = dict.fromkeys(STATUSES, ERROR)
 
 def add_openai(app: FastAPI, service: Service) -> None:
     """Add the endpoints."""
-    created = int(time.time())
+    model = {"id": service.name, "object": "model", "created": int(time.time()), "owned_by": "flashelmo"}
 
     @app.post("/v1/embeddings", responses=ERRORS)
     async def embeddings(body: OpenAIEmbed, request: Request) -> Response:
@@ -44,8 +44,14 @@ def add_openai(app: FastAPI, service: Service) -> None:
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
         """The one model."""
-        model = {"id": service.name, "object": "model", "created": created, "owned_by": "flashelmo"}
         return {"object": "list", "data": [model]}
+
+    @app.get("/v1/models/{name:path}", responses={404: ERROR})
+    async def one_model(name: str) -> dict[str, Any]:
+        """The model, by its name."""
+        if name != service.name:
+            raise Refused(404, f"model: expected {service.name}, found {shown(name)}")
+        return model
 
 
 def _pieces(name: str, answer: Answer, as_base64: bool) -> Iterator[bytes]:

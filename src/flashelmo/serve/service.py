@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -104,7 +105,8 @@ class Service:
         on_card = choice.devices[0] != "cpu"
         self.max_batch_tokens = settings.max_batch_tokens or (BATCH_TOKENS_CARD if on_card else BATCH_TOKENS_CPU)
         path = settings.model.absolute()
-        self.name = settings.name or (path.name if path.is_dir() else path.name.partition(".")[0])
+        name = settings.name or (path.name if path.is_dir() else path.name.partition(".")[0])
+        self.name = os.fsencode(name).decode("utf-8", "replace")  # a file's name need not be UTF-8, as answers are
         self._batcher = Batcher(self.max_batch_tokens, settings.max_wait_ms, self.metrics)
         load = {**options, "options_file": options_file}
         self.workers = self._batcher.workers = make_workers(settings.model, load, choice.devices, self._batcher)
