@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import shutil
+import sys
 import threading
 import time
 from collections import namedtuple
@@ -205,6 +206,22 @@ def test_a_pipe_is_read_to_its_end(
     reader.close()
     with pytest.raises(FlashElmoError, match=f"{os.devnull}: expected an input that can be read again, found"):
         reader.take(1)
+
+
+def test_a_file_that_the_shell_opened_is_read_once(
+    embedder: ElmoEmbedder, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on macOS: opening /dev/stdin gives the open file again, which goes on where it has been read to."""
+    with text_file.open("rb") as standard_input:
+        name, opened = f"/dev/fd/{standard_input.fileno()}", Path.open
+
+        def open_again(path: Path, *arguments: Any, **options: Any) -> Any:
+            found = os.dup(standard_input.fileno()) if str(path) == name else None
+            return opened(path, *arguments, **options) if found is None else os.fdopen(found, "rb")
+
+        monkeypatch.setattr(sys, "platform", "darwin")
+        monkeypatch.setattr(Path, "open", open_again)
+        assert embed_corpus(embedder, open_reader(name), tmp_path / "out").records == len(LINES)
 
 
 @pytest.mark.parametrize("n_lines", [0, 5, 10, 11])
@@ -817,7 +834,7 @@ def test_commands(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
             ["out", "--report", "./text.txt"],
             "--report: text.txt: is the input text itself",
         ),
-        (["out", "--report", "/proc/r.json"], "/proc/r.json: cannot write: "),
+        (["out", "--report", "/dev/fd/r.json"], "/dev/fd/r.json: cannot write: "),
         (["out", "--report", "r.json", "--stateful"], "stateful: expected an embedder that carries no state"),
     ],
 )
