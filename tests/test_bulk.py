@@ -515,6 +515,7 @@ def test_a_change_in_the_middle_of_a_large_input_is_refused(
 def test_what_is_there_is_not_overwritten_by_mistake(tmp_path: Path, run: Callable[..., Report]) -> None:
     out = tmp_path / "out"
     out.mkdir()
+    (out / ".DS_Store").touch()  # macOS leaves it in any folder that someone looks at
     (out / "notes.txt").write_text("precious")
     for options in ({}, {"resume": True}, {"overwrite": True}):
         with pytest.raises(FlashElmoError, match=r"expected an empty folder or one of shards, found notes\.txt"):

@@ -269,7 +269,12 @@ def test_convert(name, write, tmp_path):
     assert (facts["format"], facts["source_format"]) == ("native", model.format)
     with pytest.raises(FlashElmoError, match="exists already"):
         convert(tmp_path / "model", tmp_path / "native")
+    for folder in ("native", "empty"):  # macOS leaves these files in any folder
+        (tmp_path / folder).mkdir(exist_ok=True)
+        for foreign in (".DS_Store", "._config.json"):
+            (tmp_path / folder / foreign).touch()
     convert(tmp_path / "model", str(tmp_path / "native"), overwrite=True)
+    convert(tmp_path / "model", tmp_path / "empty")
 
 
 def test_convert_does_not_write_over_its_source(folder):
