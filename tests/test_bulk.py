@@ -27,6 +27,7 @@ from tiny_models import MODELS
 
 from flashelmo import open_embeddings
 from flashelmo.cli import main
+from flashelmo.cli.bulk import check_beside
 from flashelmo.engine.bulk import parquet_shard
 from flashelmo.engine.bulk import run as run_module
 from flashelmo.engine.bulk.folder import first_difference, verify
@@ -844,6 +845,15 @@ def test_bad_arguments_of_the_command(
 ) -> None:
     assert main(["embed", "text.txt", *arguments, "--model", "model", "-q"]) == 1
     assert message in capfd.readouterr().err and not (here / "out").exists() and not (here / "r.json").exists()
+
+
+def test_a_report_is_no_shard_where_case_is_ignored(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There one folder has two paths, which a link stands for here."""
+    (here / "out").mkdir()
+    (here / "Out").symlink_to("out")
+    monkeypatch.setattr(os.path, "realpath", os.path.abspath)
+    with pytest.raises(FlashElmoError, match=r"^--report: Out/run\.json: is the output, or a file of it$"):
+        check_beside("--report", Path("Out/run.json"), Path("out"))
 
 
 @pytest.mark.parametrize(
