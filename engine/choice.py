@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import platform
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.pipeline import PipelineInfo
 from flashelmo.engine.precision import PRECISIONS, Precision, PrecisionName, precisions_on
 from flashelmo.engine.settings import INTERPRETER, Settings
-from flashelmo.engine.system.processor import multiplies_bf16
+from flashelmo.engine.system.processor import NO_BF16, multiplies_bf16
 from flashelmo.engine.text.schedule import MAX_WINDOW_TOKENS
 
 logger = logging.getLogger("flashelmo.device")
@@ -27,6 +28,7 @@ PACKAGES = {"ort": "onnxruntime", "avx512": "onnxruntime", "openvino": "openvino
 EXTRAS = {"ort": "cpu", "avx512": "cpu", "openvino": "openvino", "reference": "torch"}
 CPU_RUNTIMES = tuple(PACKAGES)
 RUNTIMES = ("auto", *CPU_RUNTIMES, "cuda")
+ARM = ("arm64", "aarch64", "ARM64")  # on macOS, Linux and Windows
 DEVICE_NAME = re.compile(rf"auto|cpu|cuda(:\d+)?|{INTERPRETER}")
 
 
@@ -119,6 +121,8 @@ def _choose_on_cpu(precision: str, runtime: str) -> Choice:
     if not available:
         expected = ", ".join(precisions_on("cpu"))
         raise FlashElmoError(f"precision {precision!r}: expected one of {expected} on the CPU")
+    if precision == "bf16" and platform.machine() in ARM:  # said before a package is asked for
+        raise FlashElmoError(NO_BF16)
     if runtime == "auto":
         return Choice(next(_can_run(PRECISIONS[precision]), available[-1]), precision)
     if runtime == "cuda":

@@ -1,6 +1,9 @@
 """The table of precisions: each row is complete, and everything that names a precision comes from it."""
 
+import platform
 from dataclasses import astuple
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
@@ -8,8 +11,10 @@ import pytest
 from flashelmo.engine import choice
 from flashelmo.engine.choice import Choice, Faster, choose_runtime, faster_on_cpu
 from flashelmo.engine.cpu import lstm_c
+from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.precision import PRECISIONS, Backend, Bound, PrecisionName, precisions_on
 from flashelmo.engine.settings import Settings
+from flashelmo.engine.system import processor
 
 
 def test_the_names_of_the_table_are_those_of_the_type() -> None:
@@ -58,10 +63,32 @@ def test_what_a_processor_could_do_faster(monkeypatch: pytest.MonkeyPatch) -> No
     """bf16 where it has the instructions, with what is missing for it; "auto" stays float32 all the same."""
     monkeypatch.setattr(choice, "find_spec", lambda package: None if package == "openvino" else package)
     monkeypatch.setattr(lstm_c, "why_not", lambda bits: "expected a processor with AMX")
-    monkeypatch.setattr(choice, "multiplies_bf16", lambda: False)
+    monkeypatch.setattr(processor, "cpu_flags", lambda: frozenset({"asimddp", "bf16"}))  # Arm's, which nothing uses
     assert faster_on_cpu() == [Faster("int8", 0.03)]
     monkeypatch.setattr(choice, "multiplies_bf16", lambda: True)
     assert faster_on_cpu() == [Faster("bf16", 0.01, "flashelmo[openvino]"), Faster("int8", 0.03)]
     monkeypatch.setattr(lstm_c, "why_not", lambda bits: "")
     assert faster_on_cpu() == [Faster("bf16", 0.01), Faster("int8", 0.03)]
     assert choose_runtime(Settings(device="cpu")) == Choice("ort", "fp32")
+
+
+@pytest.mark.parametrize("machine", ["arm64", "aarch64", "ARM64"])
+def test_bf16_on_arm_is_refused_before_a_package_is_asked_for(machine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(choice, "find_spec", lambda package: None)
+    with pytest.raises(FlashElmoError, match=r"^precision 'bf16': this processor has no bfloat16 products that a"):
+        choose_runtime(Settings(device="cpu", precision="bf16"))
+    assert choose_runtime(Settings(device="cpu", precision="int8")) == Choice("ort", "int8")
+
+
+def test_a_processors_name_on_macos(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Python knows "arm" alone."""
+
+    def sysctl(key: bytes, name: Any, size: Any, *new: Any) -> int:
+        name.value = {b"machdep.cpu.brand_string": b"Apple M1"}[key]
+        return 0
+
+    monkeypatch.setattr(processor.sys, "platform", "darwin")
+    monkeypatch.setattr(processor, "Path", lambda path: Path("absent"))
+    monkeypatch.setattr(processor.ctypes, "CDLL", lambda name: SimpleNamespace(sysctlbyname=sysctl))
+    assert processor.processor_name() == "Apple M1"
