@@ -26,6 +26,8 @@ help:
 
 # The stamps say what .venv holds, so that a second call installs nothing.
 $(BIN)/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; \
+	    sys.exit(v < (3, 10) and f"expected Python 3.10 or newer, found {v[0]}.{v[1]}; PYTHON=python3.12 names another")'
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/cpu.stamp: setup.py constraints.txt | $(BIN)/python

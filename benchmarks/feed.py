@@ -177,7 +177,7 @@ class Feed:
 
     def __init__(self, config: ElmoConfig, cores: int) -> None:
         self._config, self._cores = config, cores
-        if hasattr(os, "sched_setaffinity"):
+        if sys.platform == "linux":  # elsewhere threads alone are limited
             os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
 
     def speed(self, what: str, path: Path) -> float:

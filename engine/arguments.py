@@ -14,6 +14,7 @@ from typing import IO, Any
 from flashelmo.engine.errors import FlashElmoError
 
 ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")
+OPEN_FILE = re.compile(r"/dev/(stdin|fd/\d+)")
 FLOAT32_MAX = (2 - 2**-23) * 2.0**127  # the largest number of this type
 DIGITS = 18  # of a whole number given as text
 LONGEST = 60  # characters of a value in an error
@@ -114,10 +115,16 @@ def standard_input() -> IO[bytes]:
 
 
 def is_stream(source: str | Path) -> bool:
-    """Whether an input can be read only once: standard input, a pipe, a device."""
+    """Whether an input can be read only once: standard input, a pipe, a device.
+
+    A file that a shell opened is one too, except on Linux: there alone opening its name in /dev again begins anew,
+    elsewhere it goes on where the file has been read to.
+    """
     if str(source) == "-" or ADDRESS.match(str(source)):
         return str(source) == "-"
     path = Path(os.path.expanduser(source))
+    if sys.platform != "linux" and OPEN_FILE.fullmatch(str(path)):
+        return path.exists()
     return path.exists() and not path.is_file() and not path.is_dir()
 
 

@@ -17,7 +17,7 @@ from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.pipeline import PipelineInfo
 from flashelmo.engine.precision import PRECISIONS, Precision, PrecisionName, precisions_on
 from flashelmo.engine.settings import INTERPRETER, Settings
-from flashelmo.engine.system.processor import is_arm, multiplies_bf16
+from flashelmo.engine.system.processor import NO_BF16, is_arm, multiplies_bf16
 from flashelmo.engine.text.schedule import MAX_WINDOW_TOKENS
 
 logger = logging.getLogger("flashelmo.device")
@@ -96,7 +96,7 @@ def faster_on_cpu() -> list[Faster]:
         row = PRECISIONS[name]
         if name == "bf16" and not multiplies_bf16():
             continue
-        needs = "" if any(_can_run(row)) else f"flashelmo[{EXTRAS[_needed(row)]}]"
+        needs = "" if any(_can_run(row)) else f"flashelmo[{EXTRAS[_runtimes(row)[-1]]}]"
         found.append(Faster(row.name, row.on("cpu").bound.relative or 0.0, needs))
     return found
 
@@ -114,37 +114,38 @@ def _devices(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _choose_on_cpu(precision: str, runtime: str) -> Choice:
-    precision = "fp32" if precision == "auto" else precision
-    available = PRECISIONS[precision].runtimes
-    if not available:
+    row = PRECISIONS["fp32" if precision == "auto" else precision]
+    if not row.runtimes:
         expected = ", ".join(precisions_on("cpu"))
         raise FlashElmoError(f"precision {precision!r}: expected one of {expected} on the CPU")
+    if row.name == "bf16" and is_arm() and not multiplies_bf16():  # said before a package is asked for
+        raise FlashElmoError(NO_BF16)
+    available = _runtimes(row)
     if runtime == "auto":
-        return Choice(next(_can_run(PRECISIONS[precision]), _needed(PRECISIONS[precision])), precision)
+        return Choice(next(_can_run(row), available[-1]), row.name)
     if runtime == "cuda":
         raise FlashElmoError("runtime 'cuda': expected a CUDA device, found device 'cpu'")
     if runtime not in available:
-        raise FlashElmoError(f"runtime {runtime!r} has no precision {precision!r}; expected {' or '.join(available)}")
-    return Choice(runtime, precision)
+        raise FlashElmoError(f"runtime {runtime!r} has no precision {row.name!r}; expected {' or '.join(available)}")
+    return Choice(runtime, row.name)
+
+
+def _runtimes(precision: Precision) -> list[str]:
+    """The runtimes that have a precision on this kind of processor: on Arm, ONNX Runtime alone has bfloat16."""
+    return [name for name in precision.runtimes if precision.name != "bf16" or (name == "ort") == is_arm()]
 
 
 def _can_run(precision: Precision) -> Iterator[str]:
     """The runtimes that have a precision and can run here, the preferred one first."""
-    return (name for name in precision.runtimes if find_spec(PACKAGES[name]) is not None and _suits(name, precision))
+    for runtime in _runtimes(precision):
+        if find_spec(PACKAGES[runtime]) is None:
+            continue
+        if runtime == "avx512":
+            from flashelmo.engine.cpu.lstm_c import why_not
 
-
-def _needed(precision: Precision) -> str:
-    """The runtime to install for a precision where none can run: the last that suits this processor."""
-    return [name for name in precision.runtimes if name != "avx512" and _suits(name, precision)][-1]
-
-
-def _suits(runtime: str, precision: Precision) -> bool:
-    """Whether a runtime that has a precision has it on this processor: bfloat16 is ONNX Runtime's on Arm alone."""
-    if runtime == "avx512":
-        from flashelmo.engine.cpu.lstm_c import why_not
-
-        return not why_not(precision.bits)
-    return precision.name != "bf16" or (runtime == "ort") == is_arm()
+            if why_not(precision.bits):
+                continue
+        yield runtime
 
 
 def _automatic(precision: str, runtime: str) -> tuple[tuple[str, ...], str]:

@@ -26,6 +26,10 @@ class MissingExtraError(FlashElmoError, ImportError):
         )
 
 
+class OtherSystemError(FlashElmoError, ImportError):
+    """An optional package is missing that this system does not have: no extra installs it."""
+
+
 def first_line(error: BaseException) -> str:
     """Return an error's message in one line; its type if it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

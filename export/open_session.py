@@ -15,6 +15,7 @@ import numpy.typing as npt
 from flashelmo.engine.arguments import check
 from flashelmo.engine.cpu.sessions import onnxruntime, session_options
 from flashelmo.engine.errors import FlashElmoError, first_line
+from flashelmo.engine.system.files import is_foreign
 from flashelmo.engine.system.processor import check_threads, n_cores
 from flashelmo.engine.text.sentences import several
 from flashelmo.export.metadata import BUCKET_FILE
@@ -52,7 +53,7 @@ def model_files(path: Path) -> list[Path]:
     file = path / "onnx" / "model.onnx" if path.is_dir() else path
     if file.is_file():
         return [file]
-    others = sorted((path / "onnx").glob("*.onnx"))
+    others = sorted(file for file in (path / "onnx").glob("*.onnx") if not is_foreign(file.name))
     if len(others) == 1 and others[0].is_file():
         return others
     folders = [folder for folder in sorted((path / "onnx").glob("cuda_*")) if _unrolled(folder)]

@@ -318,6 +318,12 @@ def test_kernels_import_torch_and_triton_alone() -> None:
         assert outside <= KERNELS_MAY_IMPORT, f"{name} imports {sorted(outside)}"
 
 
+def test_the_kernels_tests_are_skipped_without_triton(root: Path) -> None:
+    """Which is for Linux alone: a file that cannot be imported would keep all others from running."""
+    files = sorted((root / "tests").glob("test_kernel_*.py"))
+    assert files and [path.name for path in files if 'importorskip("triton")' not in path.read_text("utf-8")] == []
+
+
 @pytest.mark.parametrize("part", ["engine", "export", FACE])
 def test_optional_packages_are_imported_on_use(part: str) -> None:
     for name, tree in modules(part):

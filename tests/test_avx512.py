@@ -223,6 +223,7 @@ def forget(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Non
     """Another processor, compiler or cache folder, and nothing compiled before."""
 
     def change(flags: set[str] | None = None, compiler: str = "", home: str = "") -> None:
+        monkeypatch.setattr(lstm_c.sys, "platform", "linux")
         if flags is not None:
             monkeypatch.setattr(lstm_c, "cpu_flags", lambda: frozenset(flags))
         if compiler:

@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import shutil
+import sys
 import threading
 import time
 from collections import namedtuple
@@ -26,6 +27,7 @@ from tiny_models import MODELS
 
 from flashelmo import open_embeddings
 from flashelmo.cli import main
+from flashelmo.cli.bulk import check_beside
 from flashelmo.engine.bulk import parquet_shard
 from flashelmo.engine.bulk import run as run_module
 from flashelmo.engine.bulk.folder import first_difference, verify
@@ -205,6 +207,22 @@ def test_a_pipe_is_read_to_its_end(
     reader.close()
     with pytest.raises(FlashElmoError, match=f"{os.devnull}: expected an input that can be read again, found"):
         reader.take(1)
+
+
+def test_a_file_that_the_shell_opened_is_read_once(
+    embedder: ElmoEmbedder, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on macOS: opening /dev/stdin gives the open file again, which goes on where it has been read to."""
+    with text_file.open("rb") as standard_input:
+        name, opened = f"/dev/fd/{standard_input.fileno()}", Path.open
+
+        def open_again(path: Path, *arguments: Any, **options: Any) -> Any:
+            found = os.dup(standard_input.fileno()) if str(path) == name else None
+            return opened(path, *arguments, **options) if found is None else os.fdopen(found, "rb")
+
+        monkeypatch.setattr(sys, "platform", "darwin")
+        monkeypatch.setattr(Path, "open", open_again)
+        assert embed_corpus(embedder, open_reader(name), tmp_path / "out").records == len(LINES)
 
 
 @pytest.mark.parametrize("n_lines", [0, 5, 10, 11])
@@ -498,6 +516,7 @@ def test_a_change_in_the_middle_of_a_large_input_is_refused(
 def test_what_is_there_is_not_overwritten_by_mistake(tmp_path: Path, run: Callable[..., Report]) -> None:
     out = tmp_path / "out"
     out.mkdir()
+    (out / ".DS_Store").touch()  # macOS leaves it in any folder that someone looks at
     (out / "notes.txt").write_text("precious")
     for options in ({}, {"resume": True}, {"overwrite": True}):
         with pytest.raises(FlashElmoError, match=r"expected an empty folder or one of shards, found notes\.txt"):
@@ -838,7 +857,7 @@ def test_commands(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
             ["out", "--report", "./text.txt"],
             "--report: text.txt: is the input text itself",
         ),
-        (["out", "--report", "/proc/r.json"], "/proc/r.json: cannot write: "),
+        (["out", "--report", "/dev/fd/r.json"], "/dev/fd/r.json: cannot write: "),
         (["out", "--report", "r.json", "--stateful"], "stateful: expected an embedder that carries no state"),
     ],
 )
@@ -847,6 +866,15 @@ def test_bad_arguments_of_the_command(
 ) -> None:
     assert main(["embed", "text.txt", *arguments, "--model", "model", "-q"]) == 1
     assert message in capfd.readouterr().err and not (here / "out").exists() and not (here / "r.json").exists()
+
+
+def test_a_report_is_no_shard_where_case_is_ignored(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There one folder has two paths, which a link stands for here."""
+    (here / "out").mkdir()
+    (here / "Out").symlink_to("out")
+    monkeypatch.setattr(os.path, "realpath", os.path.abspath)
+    with pytest.raises(FlashElmoError, match=r"^--report: Out/run\.json: is the output, or a file of it$"):
+        check_beside("--report", Path("Out/run.json"), Path("out"))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import struct
 from dataclasses import replace
@@ -17,7 +18,7 @@ from tiny_models import MODELS
 
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.model.checkpoints import load_model
+from flashelmo.engine.model.checkpoints import is_model_file, load_model
 from flashelmo.engine.model.checkpoints.bilm import write_bilm
 from flashelmo.engine.model.checkpoints.convert import convert, describe
 from flashelmo.engine.model.checkpoints.native import read_safetensors, release_pages, write_native
@@ -269,7 +270,12 @@ def test_convert(name, write, tmp_path):
     assert (facts["format"], facts["source_format"]) == ("native", model.format)
     with pytest.raises(FlashElmoError, match="exists already"):
         convert(tmp_path / "model", tmp_path / "native")
+    for folder in ("native", "empty"):  # macOS leaves these files in any folder
+        (tmp_path / folder).mkdir(exist_ok=True)
+        for foreign in (".DS_Store", "._config.json"):
+            (tmp_path / folder / foreign).touch()
     convert(tmp_path / "model", str(tmp_path / "native"), overwrite=True)
+    convert(tmp_path / "model", tmp_path / "empty")
 
 
 def test_convert_does_not_write_over_its_source(folder):
@@ -277,6 +283,16 @@ def test_convert_does_not_write_over_its_source(folder):
         with pytest.raises(FlashElmoError, match="model: expected another folder"):
             convert(source, folder, overwrite=True)
     same_model(load_model(folder), MODELS["manylangs"])
+
+
+def test_a_model_is_not_written_over_where_case_is_ignored(folder, monkeypatch):
+    """There one folder has two paths, which a link stands for here."""
+    other = folder.with_name("Model")
+    other.symlink_to(folder.name)
+    monkeypatch.setattr(os.path, "realpath", lambda path, **_: os.path.abspath(path))
+    assert is_model_file(other / "config.json", folder, None)
+    with pytest.raises(FlashElmoError, match="Model: expected another folder"):
+        convert(folder, other, overwrite=True)
 
 
 def test_convert_with_options_elsewhere(tmp_path):

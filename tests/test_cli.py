@@ -400,11 +400,12 @@ def test_bad_arguments_of_elmo(fail: Run, flags: list[str], message: str) -> Non
 
 def test_elmo_on_a_device_that_is_not_there(here: Path, model: Path, fail: Run) -> None:
     said = fail("elmo", "text.txt", "v.h5", "--all", "--weight-file", str(model), "--cuda-device", "0")
-    assert "device 'cuda:0': expected" in said
+    assert "device 'cuda" in said and "': expected" in said
 
 
 def test_where_it_computes_is_said(here: Path, model: Path, succeed: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice, "has_cuda_card", lambda: False)
+    monkeypatch.setattr(choice, "find_spec", lambda package: package)  # also where no Triton is, which expects a card
     choice._warn_once.cache_clear()
     said = succeed("embed", "text.txt", "v.h5", "--model", str(model))
     assert said.count("device 'auto': no CUDA device found, running on the CPU") == 1

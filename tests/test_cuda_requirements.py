@@ -207,6 +207,15 @@ def test_an_absent_package_names_the_extra(package: str, device: Any) -> None:
     )
 
 
+def test_where_no_extra_brings_triton_none_is_named() -> None:
+    code = (
+        without("triton") + "import sys\nfrom flashelmo.engine.errors import FlashElmoError\nsys.platform = 'darwin'\n"
+        "try:\n    import flashelmo.engine.cuda.requirements\nexcept ImportError as error:\n"
+        "    assert isinstance(error, FlashElmoError)\n    print(error)"
+    )
+    assert run_python(code) == "device 'cuda': expected Linux, as Triton does, found darwin\n"
+
+
 def test_auto_without_a_card_imports_neither_torch_nor_triton() -> None:
     code = (
         "import logging, sys\nlogging.basicConfig(level=logging.INFO, stream=sys.stdout, format='%(message)s')\n"

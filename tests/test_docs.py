@@ -114,7 +114,7 @@ def place_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Place]
 
 @pytest.mark.parametrize("block", TO_RUN, ids=lambda block: block.label)
 def test_a_block_does_what_the_page_says(block: Block, place_of: Callable[[str], Place]) -> None:
-    if block.page == "docs/gpu.md":
+    if block.page in ("docs/gpu.md", "docs/kernels.md"):
         pytest.importorskip("triton")
     if not is_installed(block):
         pytest.skip("its packages are not installed")

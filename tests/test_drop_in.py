@@ -68,7 +68,7 @@ def test_an_embedder_is_made_as_in_allennlp(make: Callable[[Any], ElmoEmbedder],
 def test_allennlps_call_has_allennlps_device_and_precision(files: SimpleNamespace) -> None:
     settings = ElmoEmbedder(files.options, files.weights).settings
     assert (settings.device, settings.precision) == ("cpu", "fp32")
-    with pytest.raises(FlashElmoError, match=r"^device 'cuda:1': |PyTorch"):
+    with pytest.raises(FlashElmoError, match=r"^device 'cuda(:1)?': |PyTorch"):
         ElmoEmbedder(files.options, files.weights, 1)
     assert ElmoEmbedder(files.options, files.weights, precision="int8").precision == "int8"
 

@@ -40,6 +40,7 @@ def text(tmp_path: Path) -> Path:
 
 def test_a_host_works_without_its_card(subject: Subject, text: Path) -> None:
     """Kernels are compiled and handed to a driver that does nothing; both ways to embed come to their end."""
+    pytest.importorskip("triton")
     with subject.pool:
         rows = host.measure_host(subject, replace(SETTINGS, text=text))
     for way, size in product((host.FROM_LISTS, host.FROM_TEXT), host.SIZES):

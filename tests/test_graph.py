@@ -18,7 +18,6 @@ from tiny_models import BILM, MANYLANGS, MODELS, WORD_MODEL, random_model
 from flashelmo.engine.cpu import ort
 from flashelmo.engine.cpu.ort import OrtRuntime
 from flashelmo.engine.cpu.sessions import onnxruntime
-from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.graph.builder import IR_VERSION, OPSET, Tensors
 from flashelmo.engine.graph.pieces import all_graphs, character_windows, input_product_graph, steps_graph, words_graph
 from flashelmo.engine.graph.tensors import prepare_tensors, quantize
@@ -291,16 +290,8 @@ def test_weights_stay_outside_unless_embedded() -> None:
 @pytest.mark.skipif(
     Version(onnxruntime.__version__) < Version("1.26"), reason="older versions of ONNX Runtime poll for longer"
 )
-def test_bfloat16_of_onnx_runtime_is_of_arm_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ort, "is_arm", lambda: False)
-    with pytest.raises(FlashElmoError, match="'bf16': ONNX Runtime has bfloat16 products on Arm"):
-        OrtRuntime(BILM, {}, "bfloat16")
-
-
 def test_no_product_in_bfloat16_becomes_one_that_stays_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On Arm, ONNX Runtime rounds the factors of MatMul, not of Gemm. Elsewhere it rounds none: the graph is exact."""
-    monkeypatch.setattr(ort, "is_arm", lambda: True)
-    monkeypatch.setattr(ort, "multiplies_bf16", lambda: True)
     options_of, model, found = ort.session_options, random_model(BILM), []
     tensors = prepare_tensors(model.config, model.weights, "bfloat16")
     for weight_type in ("float32", "bfloat16"):

@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 import torch
 
+pytest.importorskip("triton")
+
 from flashelmo.kernels.carry import TILE, Ends, carry_launch
 
 

@@ -11,9 +11,12 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from torch import Tensor
+
+pytest.importorskip("triton")
+
 import triton
 import triton.language as tl
-from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from flashelmo.kernels.launch import Launch

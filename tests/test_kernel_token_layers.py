@@ -6,6 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+pytest.importorskip("triton")
+
 from flashelmo.benchmarks.kernels.inputs import make_tokens
 from flashelmo.kernels import pooling, reference
 from flashelmo.kernels.pooling import FEW_MEANS, LANES, MANY_MEANS, means_tile

@@ -1,6 +1,9 @@
 """The table of precisions: each row is complete, and everything that names a precision comes from it."""
 
+import platform
 from dataclasses import astuple
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
@@ -8,8 +11,10 @@ import pytest
 from flashelmo.engine import choice
 from flashelmo.engine.choice import Choice, Faster, choose_runtime, faster_on_cpu
 from flashelmo.engine.cpu import lstm_c
+from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.precision import PRECISIONS, Backend, Bound, PrecisionName, precisions_on
 from flashelmo.engine.settings import Settings
+from flashelmo.engine.system import processor
 
 
 def test_the_names_of_the_table_are_those_of_the_type() -> None:
@@ -77,4 +82,30 @@ def test_bfloat16_is_of_onnx_runtime_on_arm_and_of_others_elsewhere(monkeypatch:
         assert choose_runtime(Settings("cpu", "bf16")) == Choice(runtime, "bf16")
         monkeypatch.setattr(choice, "find_spec", lambda package: None)
         assert choose_runtime(Settings("cpu", "bf16")) == Choice(runtime, "bf16")  # whose error names the extra
+        with pytest.raises(FlashElmoError, match=f"has no precision 'bf16'; expected (avx512 or )?{runtime}$"):
+            choose_runtime(Settings("cpu", "bf16", "openvino" if on_arm else "ort"))
         assert faster_on_cpu()[0] == Faster("bf16", 0.01, missing)
+
+
+@pytest.mark.parametrize("machine", ["arm64", "aarch64", "ARM64"])
+def test_bf16_on_arm_is_refused_before_a_package_is_asked_for(machine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it lacks BF16, as does any on macOS and Windows for what is known of it."""
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(choice, "multiplies_bf16", lambda: False)
+    monkeypatch.setattr(choice, "find_spec", lambda package: None)
+    with pytest.raises(FlashElmoError, match=r"^precision 'bf16': this processor has no bfloat16 products that a"):
+        choose_runtime(Settings(device="cpu", precision="bf16"))
+    assert choose_runtime(Settings(device="cpu", precision="int8")) == Choice("ort", "int8")
+
+
+def test_a_processors_name_on_macos(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Python knows "arm" alone."""
+
+    def sysctl(key: bytes, name: Any, size: Any, *new: Any) -> int:
+        name.value = {b"machdep.cpu.brand_string": b"Apple M1"}[key]
+        return 0
+
+    monkeypatch.setattr(processor.sys, "platform", "darwin")
+    monkeypatch.setattr(processor, "Path", lambda path: Path("absent"))
+    monkeypatch.setattr(processor.ctypes, "CDLL", lambda name: SimpleNamespace(sysctlbyname=sysctl))
+    assert processor.processor_name() == "Apple M1"

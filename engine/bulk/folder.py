@@ -19,7 +19,7 @@ from flashelmo.engine.arguments import utf8_path_of, whole_number
 from flashelmo.engine.bulk.shards import shard_name
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.sinks.files import RUN, sha256_of_json, write_json, writing
-from flashelmo.engine.system.files import check_link, sha256_of
+from flashelmo.engine.system.files import check_link, is_foreign, sha256_of
 from flashelmo.engine.system.threads import in_order
 
 logger = logging.getLogger("flashelmo")
@@ -52,10 +52,10 @@ def check_new(folder: Path, resume: bool, overwrite: bool, in_array: bool = Fals
 
 
 def _names(folder: Path) -> set[str]:
-    """Return the names in the folder, except locks and leftovers of killed runs."""
+    """Return the names in the folder, except locks, leftovers of killed runs, and what the system left there."""
     if not folder.is_dir():
         return set()
-    return {name for name in os.listdir(folder) if OURS.fullmatch(name) or not is_ours(name)}
+    return {name for name in os.listdir(folder) if OURS.fullmatch(name) or not (is_ours(name) or is_foreign(name))}
 
 
 def is_ours(name: str) -> bool:

@@ -59,7 +59,7 @@ def describe_input(reader: Reader) -> dict[str, Any]:
     """Return what identifies an input: how it is read, and for a file its name, size, first and last bytes."""
     described: dict[str, Any] = {"name": os.path.basename(reader.name), **reader.options}
     path = Path(os.path.expanduser(reader.name))
-    if path.is_file():
+    if path.is_file() and not is_stream(path):
         with path.open("rb") as file:
             described["bytes"] = size = path.stat().st_size
             described["sha256_of_first_mib"] = hashlib.sha256(file.read(END_BYTES)).hexdigest()

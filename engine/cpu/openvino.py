@@ -18,6 +18,7 @@ from flashelmo.engine.graph.pieces import GraphName, all_graphs
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import GATES
 from flashelmo.engine.system.forks import InEachProcess, Uninterrupted, is_forked
+from flashelmo.engine.system.processor import NO_BF16
 
 TELEMETRY = "openvino_telemetry"
 
@@ -93,9 +94,7 @@ class OpenVinoRuntime:
 
     def __init__(self, config: ElmoConfig, tensors: Tensors, values: str, threads: int = 0) -> None:
         if values == "bfloat16" and not has_bf16():
-            raise FlashElmoError(
-                "precision 'bf16': this processor has no bfloat16 products (AVX-512 BF16 or AMX); pass 'fp32' or 'int8'"
-            )
+            raise FlashElmoError(NO_BF16)
         settings = {
             "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[values],
             "INFERENCE_NUM_THREADS": threads,

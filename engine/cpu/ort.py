@@ -11,14 +11,13 @@ import numpy as np
 from flashelmo.engine.arrays import Array, Arrays, Float32, Int32, Int64
 from flashelmo.engine.cpu.runtime import Blocks, Kept, LstmSteps
 from flashelmo.engine.cpu.sessions import onnxruntime, session_options
-from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.graph.builder import Graph, Tensors
 from flashelmo.engine.graph.pieces import GraphName, all_graphs
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import GATES
 from flashelmo.engine.precision import NumberType
 from flashelmo.engine.system.forks import InEachProcess
-from flashelmo.engine.system.processor import cache_bytes, is_arm, multiplies_bf16, n_cores
+from flashelmo.engine.system.processor import cache_bytes, n_cores
 from flashelmo.engine.system.threads import in_order
 
 WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}  # as products read them
@@ -30,11 +29,8 @@ class OrtRuntime:
     Args:
         config: the model's dimensions.
         tensors: the result of `prepare_tensors`; kept alive, since ONNX Runtime may read them in place.
-        weight_type: "float32", "int8", or "bfloat16", to which products round both factors.
+        weight_type: "float32", "int8", or "bfloat16", to which products on Arm with BF16 round both factors.
         threads: how many to use; 0 takes all cores.
-
-    Raises:
-        FlashElmoError: bfloat16 on a processor where ONNX Runtime does not multiply it.
 
     Where the weights of a step in both directions fit the cache, each direction has half of the threads and both run at
     once: one's elementwise operations fill the time in which the other waits. Larger weights come from memory again at
@@ -42,11 +38,6 @@ class OrtRuntime:
     """
 
     def __init__(self, config: ElmoConfig, tensors: Tensors, weight_type: NumberType, threads: int = 0) -> None:
-        if weight_type == "bfloat16" and not (is_arm() and multiplies_bf16()):
-            raise FlashElmoError(
-                "precision 'bf16': ONNX Runtime has bfloat16 products on Arm processors with BF16, under Linux, alone; "
-                "pass 'fp32' or 'int8'"
-            )
         threads = threads or n_cores()
         self.gates, self.cells = Blocks(len(GATES), config.cell_size), Blocks(1, config.cell_size)
         step_weights = 5 * config.projection_size * config.cell_size * WEIGHT_BYTES[weight_type]

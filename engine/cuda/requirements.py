@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import sysconfig
 from pathlib import Path
 
-from flashelmo.engine.errors import FlashElmoError, MissingExtraError
+from flashelmo.engine.errors import FlashElmoError, MissingExtraError, OtherSystemError
 from flashelmo.engine.precision import PRECISIONS
 from flashelmo.engine.settings import INTERPRETER
 
 try:
     import torch
-except ModuleNotFoundError as error:
-    raise MissingExtraError("torch", "gpu", "device 'cuda'") from error
-try:
     import triton
 except ModuleNotFoundError as error:
-    raise MissingExtraError("triton", "gpu", "device 'cuda'") from error
+    if sys.platform != "linux":  # where no extra brings it
+        raise OtherSystemError(f"device 'cuda': expected Linux, as Triton does, found {sys.platform}") from error
+    raise MissingExtraError(str(error.name), "gpu", "device 'cuda'") from error
 
 LEAST_TRITON = (3, 6)
 LEAST_CAPABILITY = PRECISIONS["fp32"].capability

@@ -11,6 +11,7 @@ import mmap
 import os
 import pickle
 import socket
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from math import prod
@@ -121,7 +122,7 @@ def _new_file(write: Callable[[IO[bytes]], T]) -> tuple[int, T]:
 
 
 def _open_nameless() -> int:
-    if hasattr(os, "memfd_create"):
+    if sys.platform == "linux" and hasattr(os, "memfd_create"):
         return os.memfd_create("flashelmo")
     with tempfile.TemporaryFile() as file:  # if the system has no such files: one in its folder of temporary files
         return os.dup(file.fileno())

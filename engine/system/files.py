@@ -64,6 +64,16 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def is_same(one: Path, other: Path) -> bool:
+    """Whether two paths without links are one place, also on a file system that ignores the case of names."""
+    return one == other or (one.exists() and other.exists() and one.samefile(other))
+
+
+def is_foreign(name: str) -> bool:
+    """Whether macOS leaves files of this name in folders: .DS_Store, and ._NAME beside NAME on some file systems."""
+    return name == ".DS_Store" or name.startswith("._")
+
+
 def check_link(path: Path) -> None:
     """Raise FlashElmoError if a path is a link to something missing, or to itself: no file could take its name."""
     if path.is_symlink() and not path.exists():

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
+import sys
 from functools import cache
 from pathlib import Path
 
 from flashelmo.engine.arguments import whole_number
 
 ALWAYS_ALLOWED = 64  # threads: so that the same settings suit a large and a small machine
+NO_BF16 = (
+    "precision 'bf16': this processor has no bfloat16 products that a runtime uses (AVX-512 BF16, AMX, or on Linux "
+    "Arm's BF16); pass 'fp32' or 'int8'"
+)
 
 
 @cache
@@ -23,13 +29,22 @@ def cpu_flags() -> frozenset[str]:
 
 
 def processor_name() -> str:
-    """Return the processor's name as Linux gives it, or what Python knows."""
+    """Return the processor's name as Linux or macOS gives it, or what Python knows."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
+    return next(names, "") or _name_on_macos() or platform.processor() or platform.machine()
+
+
+def _name_on_macos() -> str:
+    if sys.platform != "darwin":
+        return ""
+    name, size = ctypes.create_string_buffer(128), ctypes.c_size_t(128)
+    ask = ctypes.CDLL(None).sysctlbyname
+    failed = ask(b"machdep.cpu.brand_string", name, ctypes.byref(size), None, ctypes.c_size_t(0))
+    return "" if failed else name.value.decode()
 
 
 def n_cores() -> int:
@@ -58,16 +73,16 @@ def int8_levels() -> int:
     which only weights of 7 bits never overflow: 2 * 255 * 63 < 2**15.
     """
     dot_products = {"avx512_vnni", "avx_vnni", "asimddp"} & cpu_flags()
-    return 127 if dot_products or platform.machine() == "arm64" else 63
+    return 127 if dot_products or platform.machine().lower() == "arm64" else 63  # as macOS and Windows call Arm
 
 
 def is_arm() -> bool:
-    """Whether this is a 64-bit Arm processor, by Linux's name or Apple's."""
+    """Whether this is a 64-bit Arm processor, by the name that Linux, macOS or Windows has for it."""
     return platform.machine().lower() in ("aarch64", "arm64")
 
 
 def multiplies_bf16() -> bool:
-    """Whether the processor has instructions for products of bfloat16 (AVX-512 BF16, AMX, Arm's BF16)."""
+    """Whether the processor has instructions for products of bfloat16 (AVX-512 BF16, AMX, Arm's BF16 on Linux)."""
     return bool({"avx512_bf16", "amx_bf16", "bf16"} & cpu_flags())
 
 

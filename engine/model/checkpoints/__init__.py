@@ -18,6 +18,7 @@ from flashelmo.engine.model.checkpoints.files import (
 )
 from flashelmo.engine.model.named.locate import locate
 from flashelmo.engine.model.weights import ElmoModel
+from flashelmo.engine.system.files import is_same
 
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
@@ -60,7 +61,7 @@ def is_model_file(file: Path, path: Path, options: Path | None) -> bool:
     if any(other is not None and other.is_file() and file.samefile(other) for other in (path, options)):
         return True
     folder = (path if path.is_dir() else path.parent).resolve()
-    if folder not in file.resolve().parents:
+    if not any(is_same(folder, parent) for parent in file.resolve().parents):
         return False
     named_so = file.name in MODEL_FILES or file.name.endswith((".json", ".pkl", ".dic", ".txt.gz"))
     return named_so or (_starts_with(file, HDF5_SIGNATURE) and _has_lstm(file))

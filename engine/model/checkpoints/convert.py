@@ -12,7 +12,7 @@ from flashelmo.engine.model.checkpoints import load_model
 from flashelmo.engine.model.checkpoints.manylangs import PICKLES
 from flashelmo.engine.model.checkpoints.native import write_native
 from flashelmo.engine.model.weights import ElmoModel
-from flashelmo.engine.system.files import sha256_of
+from flashelmo.engine.system.files import is_same, sha256_of
 
 
 def convert(
@@ -25,7 +25,8 @@ def convert(
     """
     destination = path_of("destination", destination)
     original = Path(os.path.realpath(path_of("source", source)))
-    if Path(os.path.realpath(destination)) in (original, *original.parents):
+    final = Path(os.path.realpath(destination))
+    if any(is_same(final, each) for each in (original, *original.parents)):
         raise FlashElmoError(f"{destination}: expected another folder than that of the model to convert")
     model = load_model(source, options_file)
     write_native(model, destination, overwrite=overwrite)

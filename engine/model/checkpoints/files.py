@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from flashelmo.engine.errors import FlashElmoError, reason_of
-from flashelmo.engine.system.files import check_link, sync, temporary_folder, why_not_written
+from flashelmo.engine.system.files import check_link, is_foreign, sync, temporary_folder, why_not_written
 
 # What a folder may hold to be replaced: files that flashelmo writes, and nothing of the user's.
 MODEL_FILES = {"config.json", "model.safetensors", "lexicon.json", "options.json", "weights.hdf5", "vocab.txt"}
@@ -84,13 +84,13 @@ def new_folder(folder: Path, overwrite: bool, ours: Callable[[str], bool] = MODE
 def check_replaceable(folder: Path, overwrite: bool, ours: Callable[[str], bool]) -> None:
     """Raise FlashElmoError if a folder has any contents, unless it is to be replaced and holds only `ours`."""
     check_link(folder)
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    if not folder.exists() or (folder.is_dir() and all(is_foreign(entry.name) for entry in folder.iterdir())):
         return
     if not overwrite:
         raise FlashElmoError(f"{folder}: exists already; pass overwrite=True to replace it")
     if not folder.is_dir():
         raise FlashElmoError(f"{folder}: expected a folder to replace, found a file")
-    files = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    files = (path for path in folder.rglob("*") if path.is_symlink() or not (path.is_dir() or is_foreign(path.name)))
     if others := sorted(name for name in (path.relative_to(folder).as_posix() for path in files) if not ours(name)):
         raise FlashElmoError(f"{folder}: expected a model's folder to replace, found other files in it: {others[0]}")
 

@@ -40,9 +40,10 @@ def check_beside(
         what: the output is called.
     """
     from flashelmo.engine.bulk.folder import is_ours
+    from flashelmo.engine.system.files import is_same
 
     real, folder = (Path(os.path.realpath(path_of(*each))) for each in ((option, path), ("output", output)))
-    if real == folder or (real.parent == folder and (all_in_it or is_ours(real.name))):
+    if is_same(real, folder) or (is_same(real.parent, folder) and (all_in_it or is_ours(real.name))):
         raise FlashElmoError(f"{option}: {path}: is {what}")
 
 
