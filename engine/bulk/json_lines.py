@@ -8,9 +8,17 @@ from typing import Any
 
 from flashelmo.engine.arguments import shown
 from flashelmo.engine.arrays import Int64
-from flashelmo.engine.bulk.by_record import NAMED_BY, Fault, decode_utf8, each_record, lines, tokens_of
 from flashelmo.engine.bulk.parts import RecordErrors, Records
-from flashelmo.engine.bulk.text_format import RawRecords, TextFormat
+from flashelmo.engine.bulk.text_format import (
+    NAMED_BY,
+    Fault,
+    RawRecords,
+    TextFormat,
+    decode_utf8,
+    each_record,
+    lines,
+    tokens_of,
+)
 from flashelmo.engine.bulk.tokenizers import Tokenizer
 from flashelmo.engine.text.sentences import SURROGATE
 
@@ -24,7 +32,6 @@ class JsonLines(TextFormat):
     tokenizer: Tokenizer
     errors: RecordErrors
     kinds = ("JSON lines",)
-    blank_records = False
 
     def cut(self, data: bytes) -> Int64:
         """See `TextFormat`."""
