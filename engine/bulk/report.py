@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,13 +85,9 @@ class Report:
             FlashElmoError: the file cannot be written.
         """
         path = path_of("report", path)
-        skipped = list(_skipped(folder, num_shards, shard_id))
+        entries = (folder / f"{shard_name(number)}.json" for number in shard_numbers(folder, num_shards, shard_id))
+        skipped = [line for entry in entries for line in read_json(entry)["skipped"]]
         with writing(path):
             path.write_text(
                 json.dumps({**self.to_dict(), "skipped_records": skipped}, indent=1) + "\n", encoding="utf-8"
             )
-
-
-def _skipped(folder: Path, num_shards: int, shard_id: int) -> Iterator[str]:
-    for number in shard_numbers(folder, num_shards, shard_id):
-        yield from read_json(folder / f"{shard_name(number)}.json")["skipped"]

@@ -27,7 +27,7 @@ from flashelmo.engine.bulk.run import Run, describe_run
 from flashelmo.engine.bulk.shards import Rows, ShardFormat, Target, shard_name
 from flashelmo.engine.bulk.source import Source, Unit, UnitSource, default_shard_records, first_records
 from flashelmo.engine.choice import choose_runtime
-from flashelmo.engine.embed_file import Embedder, OnTextProgress
+from flashelmo.engine.embed_file import Embedder
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints import load_model
 from flashelmo.engine.model.weights import ElmoModel
@@ -191,16 +191,14 @@ class EmbedUnit:
         self,
         units: Iterable[Unit],
         on_finish: Callable[[folders.Meta], None] = lambda meta: None,
-        on_progress: OnTextProgress = lambda n_bytes, n_tokens: None,
     ) -> Report:
         """Embed units one after the other, so that nothing waits at a shard's end; the caller holds a lock.
 
         Args:
             units: taken as they are needed.
             on_finish: called with a shard's entry once it is on disk, in a thread.
-            on_progress: see `embed_corpus`.
         """
-        run = Run(self._embedder, self._reader, self._target, on_progress, on_finish)
+        run = Run(self._embedder, self._reader, self._target, on_finish=on_finish)
         return run.run(UnitSource(self._reader, self._n, units))
 
     def finished(self, unit: Unit) -> folders.Meta | None:
