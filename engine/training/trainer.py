@@ -24,9 +24,8 @@ from flashelmo.engine.model.checkpoints.files import check_replaceable, new_fold
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.system.processor import processor_name
-from flashelmo.engine.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from flashelmo.engine.training.checkpoint import SaveClock, checkpoints, load_checkpoint, save_checkpoint
 from flashelmo.engine.training.corpus import UNKNOWN
-from flashelmo.engine.training.due import SaveClock
 from flashelmo.engine.training.evaluate import MAX_LOSS, perplexity_of
 from flashelmo.engine.training.identity import fingerprint_of, only_run
 from flashelmo.engine.training.initial import initial_tensors, tensors_from, word_biases
@@ -235,10 +234,7 @@ class _Run:
 
     def _save(self) -> None:
         """Write a checkpoint; in a run of several processes, with the states of all."""
-        ours = [tensor.cpu() for tensor in (*self.step.state, self.step.sums)]
-        states: list[Any] = [ours] * self.processes.number
-        if self.processes.number > 1:
-            torch.distributed.all_gather_object(states, ours)
+        states = self.processes.gathered([tensor.cpu() for tensor in (*self.step.state, self.step.sums)])
         self.processes.first(lambda: save_checkpoint(self.task.work, self.taken, self._values(states)))
 
     def _values(self, states: list[Any]) -> dict[str, Any]:
