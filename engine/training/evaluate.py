@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from flashelmo.engine.arrays import Float32, Int32, Int64
 from flashelmo.engine.errors import MissingExtraError
 from flashelmo.engine.system.autocast import without_autocast
-from flashelmo.engine.training.corpus import BEGIN, EncodedCorpus
+from flashelmo.engine.training.corpus import BEGIN, UNKNOWN, EncodedCorpus
 from flashelmo.engine.training.model import BiLM, State
 from flashelmo.engine.training.softmax import cross_entropy
 from flashelmo.engine.training.spelling import Spelling
@@ -24,19 +25,29 @@ BATCH_TOKENS = 8192  # including padding; of a longer sentence, so many at a tim
 MAX_LOSS = 700.0  # its exponential is still finite
 
 
-def perplexity_of(model: BiLM, corpus: EncodedCorpus, rows: Int32) -> tuple[float, float]:
-    """Return the perplexity of a text forward and backward, with each sentence from a fresh state.
+@dataclass(frozen=True)
+class Scores:
+    """Perplexities of a text by direction, over its words and one boundary per sentence.
 
-    It is exp of the mean negative log-probability of a prediction; each sentence's end (or begin) is also predicted.
-
-    Args:
-        model: on any device.
-        corpus: the text.
-        rows: each of its words' row in the softmax [W].
+    Attributes:
+        forward, backward: exp of the mean negative log-probability.
+        predictions: the number of tokens and sentences together.
+        unknown: share of the tokens that are not in the softmax's vocabulary; <UNK> is scored in their place.
     """
+
+    forward: float
+    backward: float
+    predictions: int
+    unknown: float
+
+
+def scores_of(model: BiLM, corpus: EncodedCorpus, words: Sequence[str]) -> Scores:
+    """Return the perplexities of a text, with each sentence from a fresh state; `words` are those of the softmax."""
+    rows = corpus.rows(words)
     means = (float(np.mean(each, dtype=np.float64)) for each in log_probabilities(model, corpus, rows))
     forward, backward = (math.exp(min(MAX_LOSS, -mean)) for mean in means)
-    return forward, backward
+    unknown = float(np.mean(rows[corpus.word_ids] == UNKNOWN))
+    return Scores(forward, backward, corpus.n_tokens + len(corpus), unknown)
 
 
 def log_probabilities(model: BiLM, corpus: EncodedCorpus, rows: Int32) -> tuple[Float32, Float32]:
@@ -44,6 +55,11 @@ def log_probabilities(model: BiLM, corpus: EncodedCorpus, rows: Int32) -> tuple[
 
     Sentence s of n words has n + 1, at corpus.offsets[s] + s: forward those of w1 .. wn and </S>, each given the words
     before it; backward those of <S> and w1 .. wn, each given the words after it.
+
+    Args:
+        model: on any device.
+        corpus: the text.
+        rows: each of its words' row in the softmax [W].
     """
     lengths = np.diff(corpus.offsets) + 1
     begins = np.asarray(corpus.offsets[:-1]) + np.arange(len(corpus))

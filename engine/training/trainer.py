@@ -16,8 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
 from flashelmo.engine.model.checkpoints import load_model
 from flashelmo.engine.model.checkpoints.files import check_replaceable, new_folder
@@ -25,8 +23,7 @@ from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.system.processor import processor_name
 from flashelmo.engine.training.checkpoint import SaveClock, checkpoints, load_checkpoint, save_checkpoint
-from flashelmo.engine.training.corpus import UNKNOWN
-from flashelmo.engine.training.evaluate import MAX_LOSS, perplexity_of
+from flashelmo.engine.training.evaluate import MAX_LOSS, scores_of
 from flashelmo.engine.training.identity import fingerprint_of, only_run
 from flashelmo.engine.training.initial import initial_tensors, tensors_from, word_biases
 from flashelmo.engine.training.interrupts import signals_wait
@@ -225,12 +222,9 @@ class _Run:
         """Measure the perplexity of the held-out text, if there is one, unless already done at this step."""
         if self.held_out is None or (self.evaluations and self.evaluations[-1].step == self.taken):
             return
-        rows = self.held_out.rows(self.words)
-        forward, backward = self.step.with_room(partial(perplexity_of, self.model, self.held_out, rows))
-        unknown = float(np.mean(rows[self.held_out.word_ids] == UNKNOWN))
-        self.evaluations.append(
-            Evaluation(self.taken, self.held_out_text[0], self.held_out.n_tokens, unknown, forward, backward)
-        )
+        found = self.step.with_room(partial(scores_of, self.model, self.held_out, self.words))
+        name, n_tokens = self.held_out_text[0], self.held_out.n_tokens
+        self.evaluations.append(Evaluation(self.taken, name, n_tokens, found.unknown, found.forward, found.backward))
 
     def _save(self) -> None:
         """Write a checkpoint; in a run of several processes, with the states of all."""
