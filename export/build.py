@@ -79,6 +79,7 @@ def build_buckets(
     """Write a model as unrolled files in an existing folder, one for each (sentences, tokens), and their weights.
 
     Args:
+        buckets: one or more.
         **options: those of `metadata_of`, except int8, which has no kernels on CUDA, states and "dynamic".
 
     Returns:
@@ -92,16 +93,15 @@ def build_buckets(
         raise FlashElmoError("precision: expected fp32 or fp16 in files for CUDA, found 'int8'")
     folder = utf8_path_of("folder", folder)
     each = {folder / bucket_name(bucket): replace(metadata, bucket=bucket) for bucket in buckets}
-    for one in each.values():
+    for path, one in each.items():
         if most_values(one) >= 2**31:
-            raise FlashElmoError(f"{bucket_name(one.bucket or (0, 0))}: expected arrays of less than 2^31 values")
+            raise FlashElmoError(f"{path.name}: expected arrays of less than 2^31 values")
     graphs = {path: graph_of(model, one) for path, one in each.items()}
     names = dict.fromkeys(name for graph in graphs.values() for name in graph.weights)
-    tensors = tensors_of(model, next(iter(each.values()))) if each else {}
+    tensors = tensors_of(model, next(iter(each.values())))
     shared = {name: tensors[name] for name in names}
     places = places_of(shared, BUCKET_DATA)
-    if each:
-        write_data(shared, places, folder)
+    write_data(shared, places, folder)
     for path, one in each.items():
         _save(graphs[path], shared, one, path, places)
     return each

@@ -23,9 +23,8 @@ from flashelmo.engine.reference.reference import ReferenceRuntime
 from flashelmo.export.build import build_onnx
 from flashelmo.export.metadata import Metadata
 from flashelmo.export.verification import verify as gate
-from flashelmo.export.verification.bounds import bounds_of_outputs
 from flashelmo.export.verification.cases import Batch, Case, make_cases
-from flashelmo.export.verification.compare import Comparison, expected_outputs, output_error
+from flashelmo.export.verification.compare import Comparison, bounds_of_outputs, expected_outputs, output_error
 from flashelmo.export.verification.report import CaseResult, OutputError, Report, short, table
 from flashelmo.export.verification.sentences import SENTENCES
 from flashelmo.export.verification.session import token_mask

@@ -18,7 +18,7 @@ from test_training import CONFIG, SETTINGS, TEXT, curve, step_that
 from flashelmo import FlashElmoError, load_model
 from flashelmo.cli import main
 from flashelmo.engine.training import checkpoint, identity, processes
-from flashelmo.engine.training.due import SaveClock
+from flashelmo.engine.training.checkpoint import SaveClock
 from flashelmo.engine.training.processes import Processes, Result
 from flashelmo.engine.training.softmax_files import find_softmax, write_softmax
 from flashelmo.engine.training.step import TrainingStep

@@ -4,12 +4,10 @@ records.py      an input's reader, chosen by its format
 parts.py        records, raw and decoded, and their places in the input
 inputs.py       where the bytes come from: files, addresses, standard input; decompressed
 text_reader.py  consecutive records in a text, cut out of it from any place on
-text_format.py  what every format of text has, of which these are some:
+text_format.py  what every format of text has, and the steps that some of these share:
 plain.py        lines
-by_record.py    shared by formats whose records are decoded one by one
 json_lines.py   JSON lines
-conllu.py       CoNLL-U
-tags.py         tokens with tags
+token_lines.py  CoNLL-U, and tokens with tags
 delimited.py    CSV and TSV
 fasta.py        proteins
 parquet.py      a column of a Parquet file

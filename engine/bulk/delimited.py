@@ -16,9 +16,16 @@ import pyarrow.csv
 
 from flashelmo.engine.arguments import is_decimal
 from flashelmo.engine.arrays import Int64
-from flashelmo.engine.bulk.by_record import Fault, check_column, decode_utf8, each_record
 from flashelmo.engine.bulk.parts import RecordErrors, Records
-from flashelmo.engine.bulk.text_format import RawRecords, TextFormat, line_ends
+from flashelmo.engine.bulk.text_format import (
+    Fault,
+    RawRecords,
+    TextFormat,
+    check_column,
+    decode_utf8,
+    each_record,
+    line_ends,
+)
 from flashelmo.engine.bulk.tokenizers import Tokenizer, lines_of
 from flashelmo.engine.errors import FlashElmoError
 
@@ -46,7 +53,6 @@ class Delimited(TextFormat):
     """
 
     kinds = ("a table", "tokens with tags")
-    blank_records = False
 
     def __init__(
         self,

@@ -6,10 +6,9 @@ import logging
 import os
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from operator import index
 from pathlib import Path
 from typing import Any, SupportsIndex, overload
@@ -20,7 +19,7 @@ import pyarrow.parquet as pq
 
 from flashelmo.engine.arguments import shown
 from flashelmo.engine.arrays import Array, Int64
-from flashelmo.engine.bulk.folder import Meta, entry_of, folder_of, read_json, shard_numbers
+from flashelmo.engine.bulk.folder import entry_of, folder_of, read_json, shard_numbers
 from flashelmo.engine.bulk.native_shard import NativeValues
 from flashelmo.engine.bulk.parquet_shard import ParquetValues
 from flashelmo.engine.bulk.shards import Rows, shard_name
@@ -163,25 +162,18 @@ class Embeddings:
             make, most = (NativeValues, OPEN_SHARDS) if self._is_native else (ParquetValues, OPEN_PARQUET_SHARDS)
             if len(self._open) >= most:
                 self._open.popitem(last=False)
-            self._open[k] = _Shard(self._folder, self._metas[k], self._rows, make)
+            path = self._folder / shard_name(self._metas[k]["shard"])
+            self._open[k] = _Shard(path, partial(make, rows=self._rows))
         self._open.move_to_end(k)
         return self._open[k]
 
 
-@dataclass
 class _Shard:
-    """An open shard."""
+    """An open shard, by the path of its files without their suffixes."""
 
-    folder: Path
-    meta: Meta
-    row_shape: Rows
-    make: type[NativeValues] | type[ParquetValues]
-    columns: dict[str, Any] = field(default_factory=dict)  # of its index, those that were read
-
-    @cached_property
-    def path(self) -> Path:
-        """Its files without their suffixes."""
-        return self.folder / shard_name(self.meta["shard"])
+    def __init__(self, path: Path, open_values: Callable[[Path], NativeValues | ParquetValues]) -> None:
+        self.path, self._open_values = path, open_values
+        self._columns: dict[str, Any] = {}  # of its index, those that were read
 
     @cached_property
     def numbers(self) -> Int64:
@@ -190,19 +182,17 @@ class _Shard:
         return numbers
 
     @cached_property
-    def values(self) -> NativeValues | ParquetValues:
-        """Its vectors."""
-        with _reading(self.path):
-            return self.make(self.path, self.row_shape)
+    def _values(self) -> NativeValues | ParquetValues:
+        return self._open_values(self.path)
 
     def rows(self, b: int) -> Array:
-        """Those of its record b."""
+        """The vectors of its record b."""
         with _reading(self.path):
-            return self.values.rows(b)
+            return self._values.rows(b)
 
     def column(self, name: str) -> Any:
         """A column of its index."""
-        if name not in self.columns:
+        if name not in self._columns:
             path = self.path.with_suffix(".parquet")
             with _reading(path):
                 schema = pq.read_schema(path, memory_map=True)
@@ -210,8 +200,8 @@ class _Shard:
                     raise FlashElmoError(f"{path}: expected a column {name}, found {', '.join(schema.names)}")
                 column = pq.read_table(path, columns=[name], memory_map=True)[name]
                 column.validate(full=True)
-                self.columns[name] = column
-        return self.columns[name]
+                self._columns[name] = column
+        return self._columns[name]
 
 
 @contextmanager

@@ -11,9 +11,8 @@ import pyarrow as pa
 
 from flashelmo.engine.arguments import shown
 from flashelmo.engine.arrays import Int64
-from flashelmo.engine.bulk.by_record import Fault, decode_utf8, each_record
 from flashelmo.engine.bulk.parts import RecordErrors, Records
-from flashelmo.engine.bulk.text_format import RawRecords, TextFormat
+from flashelmo.engine.bulk.text_format import Fault, RawRecords, TextFormat, decode_utf8, each_record
 
 HEADER = re.compile(rb"\n>")
 WHITE_SPACE = string.whitespace.encode()
@@ -36,7 +35,6 @@ class Fasta(TextFormat):
     id_field: int | None
     errors: RecordErrors
     kinds = ("FASTA",)
-    blank_records = False
 
     def cut(self, data: bytes) -> Int64:
         """See `TextFormat`."""

@@ -211,9 +211,8 @@ def _look_at(folder: Path, number: int) -> tuple[int, Meta | None, list[str]]:
         meta = entry_of(folder, number)
     except FlashElmoError as error:
         return number, None, [str(error).removeprefix(f"{folder}{os.sep}")]
-    files = {name: (each["bytes"], each["sha256"]) for name, each in meta["files"].items()}
-    problems = [problem for name, each in files.items() if (problem := _wrong_file(folder / name, *each))]
-    return number, meta, problems
+    found = [_wrong_file(folder / name, each["bytes"], each["sha256"]) for name, each in meta["files"].items()]
+    return number, meta, [problem for problem in found if problem]
 
 
 def _wrong_file(path: Path, n_bytes: int, sha256: str) -> str | None:

@@ -8,9 +8,17 @@ from typing import Any
 
 from flashelmo.engine.arguments import shown
 from flashelmo.engine.arrays import Int64
-from flashelmo.engine.bulk.by_record import NAMED_BY, Fault, decode_utf8, each_record, lines, tokens_of
 from flashelmo.engine.bulk.parts import RecordErrors, Records
-from flashelmo.engine.bulk.text_format import RawRecords, TextFormat
+from flashelmo.engine.bulk.text_format import (
+    NAMED_BY,
+    Fault,
+    RawRecords,
+    TextFormat,
+    decode_utf8,
+    each_record,
+    lines,
+    tokens_of,
+)
 from flashelmo.engine.bulk.tokenizers import Tokenizer
 from flashelmo.engine.text.sentences import SURROGATE
 
@@ -24,7 +32,6 @@ class JsonLines(TextFormat):
     tokenizer: Tokenizer
     errors: RecordErrors
     kinds = ("JSON lines",)
-    blank_records = False
 
     def cut(self, data: bytes) -> Int64:
         """See `TextFormat`."""
@@ -58,10 +65,12 @@ class JsonLines(TextFormat):
         own_id = "" if self.id_field is None else self._field(found, self.id_field, first)
         if not isinstance(own_id, str | int) or isinstance(own_id, bool):
             raise Fault(first, f"text or a whole number in field {self.id_field!r}", shown(own_id))
+        own_id = str(own_id)
         if b"\\u" in record:
-            own_id, *texts = (self._whole(each, first) for each in (str(own_id), *_several(value)))
-            value = texts[0] if isinstance(value, str) else texts
-        return str(own_id), value
+            own_id = self._whole(own_id, first)
+            whole = [self._whole(each, first) for each in ([value] if isinstance(value, str) else value)]
+            value = whole[0] if isinstance(value, str) else whole
+        return own_id, value
 
     def _field(self, found: dict[str, Any], field: str, first: int) -> Any:
         if field not in found:
@@ -76,7 +85,3 @@ class JsonLines(TextFormat):
         if self.errors != "replace":
             raise Fault(first, "characters", f"half of a surrogate pair, \\u{ord(half[0]):04x}")
         return SURROGATE.sub("\ufffd", text)
-
-
-def _several(value: str | list[str]) -> list[str]:
-    return [value] if isinstance(value, str) else value

@@ -45,9 +45,8 @@ class NativeWriter:
         try:
             pq.write_table(self._index, file, compression="zstd", row_group_size=INDEX_ROWS)
             return found | {file.path.name: file.publish()}
-        except BaseException:
+        finally:
             file.abort()
-            raise
 
     def abort(self) -> None:
         """Leave nothing behind."""

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from flashelmo.engine.bulk.by_record import check_column
 from flashelmo.engine.bulk.inputs import Input
 from flashelmo.engine.bulk.parts import Part, Place, RecordErrors, Records
+from flashelmo.engine.bulk.text_format import check_column
 from flashelmo.engine.bulk.tokenizers import Tokenizer, Tokens, lines_of
 from flashelmo.engine.errors import FlashElmoError
 
@@ -193,7 +193,7 @@ def _plain(array: Any) -> Any:
 def _decode(
     raw: bytes, first: int, *, name: str, fields: Sequence[str], tokenizer: Tokenizer, errors: RecordErrors
 ) -> Records:
-    """Return the records of a part; see `Part.decode`."""
+    """Return the records of a part; see `Part.records`."""
     table = pa.ipc.open_stream(raw).read_all().combine_chunks()
     columns = [column.combine_chunks() for column in table.columns]
     numbers, skipped = np.arange(first, first + len(table), dtype=np.int64), []

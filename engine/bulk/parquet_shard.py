@@ -25,21 +25,18 @@ class ParquetWriter:
         self._rows, self._index = rows, index
         self._offsets = rows.offsets(shard.records.offsets)
         self._groups = _groups(self._offsets, rows)
-        self._group = next(self._groups)
-        self._blocks: list[Array] = []
+        self._group = next(self._groups, None)
+        self._blocks = [np.empty((0, *rows.shape), rows.dtype)]  # of rows that are in no group yet
         self._n_rows = 0  # in the blocks
         self._file = NewFile(folder / f"{shard_name(shard.number)}.parquet")
         self._writer: Any = None
 
     def begin(self) -> None:
         """Write what comes before the vectors."""
-        index, rows = self._index, self._rows
-        schema = index.schema.append(
-            pa.field("values", self._column(np.empty((0, *rows.shape), rows.dtype), 0, 0).type)
-        )
+        values = self._column(self._blocks[0], 0, 0)
         self._writer = pq.ParquetWriter(
             self._file,
-            schema,
+            self._index.schema.append(pa.field("values", values.type)),
             compression="none",  # vectors hardly compress
             use_dictionary=["tokens.list.element"],
             write_statistics=["record", "id", "n_tokens", "row"],
@@ -70,9 +67,7 @@ class ParquetWriter:
             n_rows = int(self._offsets[stop] - self._offsets[start])
             if self._n_rows < n_rows:
                 return
-            values = (
-                np.concatenate(self._blocks) if self._blocks else np.empty((0, *self._rows.shape), self._rows.dtype)
-            )
+            values = np.concatenate(self._blocks)
             column = self._column(values[:n_rows], start, stop)
             table = self._index.slice(start, stop - start).append_column("values", column)
             self._writer.write_table(table, row_group_size=max(1, stop - start))
@@ -122,11 +117,10 @@ class ParquetValues:
         return column.to_numpy(zero_copy_only=False).reshape(-1, *self._shape.shape), offsets
 
 
-def _groups(offsets: Int64, rows: Rows) -> Iterator[tuple[int, int] | None]:
+def _groups(offsets: Int64, rows: Rows) -> Iterator[tuple[int, int]]:
     """Yield ranges of records for the row groups: each within GROUP_BYTES, or a single record."""
     start, most = 0, max(1, GROUP_BYTES // rows.n_bytes)
     while start < len(offsets) - 1:
         stop = max(start + 1, last_that_fits(offsets, start, INDEX_ROWS, most))
         yield start, stop
         start = stop
-    yield None

@@ -40,27 +40,19 @@ class Part:
         end: place after the last one.
         n_records: how many there are, readable or not.
         raw: their bytes; for Parquet, the rows' used columns in Arrow's stream format.
-        decode: returns the records; called by `records`.
+        records: decodes them, in any thread; FlashElmoError if one cannot be read, unless such records are skipped.
     """
 
     begin: Place
     end: Place
     n_records: int
     raw: bytes = field(repr=False)
-    decode: Callable[[], Records] = field(repr=False)
+    records: Callable[[], Records] = field(repr=False)
 
     @cached_property
     def sha256(self) -> str:
         """The sha256 of the raw bytes, in hexadecimal digits."""
         return hashlib.sha256(self.raw).hexdigest()
-
-    def records(self) -> Records:
-        """Decode the records; callable in any thread.
-
-        Raises:
-            FlashElmoError: a record cannot be read, unless such records are skipped.
-        """
-        return self.decode()
 
 
 @dataclass(frozen=True)

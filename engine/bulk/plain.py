@@ -8,7 +8,7 @@ import numpy as np
 
 from flashelmo.engine.arrays import Int64
 from flashelmo.engine.bulk.parts import RecordErrors, Records
-from flashelmo.engine.bulk.text_format import RawRecords, TextFormat, line_ends
+from flashelmo.engine.bulk.text_format import RawRecords, TextFormat, decode_utf8, each_record, line_ends
 from flashelmo.engine.bulk.tokenizers import Tokenizer
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.text.lines import check_utf8
@@ -35,22 +35,15 @@ class PlainLines(TextFormat):
         try:
             text = check_utf8(text, "replace" if self.errors == "replace" else "strict", raw.name, raw.place.line - 1)
         except FlashElmoError:
-            if self.errors != "skip":
-                raise
-            kept, lines, skipped = _readable(raw)
-            numbers, text = numbers[kept], b"".join(lines)
+            numbers, lines, skipped = each_record(raw, self.errors, _line)
+            text = b"".join(lines)
         tokens, offsets = self.tokenizer(text)
         texts = [line.strip() for line in text.decode().split("\n")[:-1]]
         return Records(numbers, None, tokens, offsets, texts, skipped)
 
 
-def _readable(raw: RawRecords) -> tuple[list[int], list[bytes], list[str]]:
-    """Return, of lines some of which are not UTF-8, the good ones, their bytes, and messages about the others."""
-    kept, lines, skipped, line = [], [], [], raw.place.line - 1
-    for b, (start, end) in enumerate(zip([0, *raw.ends], raw.ends, strict=False)):
-        try:
-            lines.append(check_utf8(raw.data[start:end].removesuffix(b"\n") + b"\n", "strict", raw.name, line + b))
-            kept.append(b)
-        except FlashElmoError as error:
-            skipped.append(str(error))
-    return kept, lines, skipped
+def _line(record: bytes) -> bytes:
+    """Return a line with its end; Fault if it is not UTF-8."""
+    line = record.removesuffix(b"\n") + b"\n"
+    decode_utf8(line, "strict")
+    return line

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from flashelmo.engine.arguments import check, is_decimal
-from flashelmo.engine.bulk.conllu import ConllU
 from flashelmo.engine.bulk.delimited import Delimited
 from flashelmo.engine.bulk.fasta import Fasta
 from flashelmo.engine.bulk.inputs import Input
@@ -13,9 +12,9 @@ from flashelmo.engine.bulk.json_lines import JsonLines
 from flashelmo.engine.bulk.parquet import ParquetReader
 from flashelmo.engine.bulk.parts import Reader, RecordErrors
 from flashelmo.engine.bulk.plain import PlainLines
-from flashelmo.engine.bulk.tags import Tags
 from flashelmo.engine.bulk.text_format import TextFormat
 from flashelmo.engine.bulk.text_reader import TextReader
+from flashelmo.engine.bulk.token_lines import ConllU, Tags
 from flashelmo.engine.bulk.tokenizers import Tokenizer, tokenizer_of
 from flashelmo.engine.errors import FlashElmoError
 

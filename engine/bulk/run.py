@@ -128,7 +128,7 @@ class Run:
         embedder: Embedder,
         reader: Reader,
         target: Target,
-        on_progress: OnTextProgress,
+        on_progress: OnTextProgress = lambda n_bytes, n_tokens: None,
         on_finish: Callable[[folders.Meta], None] = lambda meta: None,
     ) -> None:
         self._embedder, self._reader, self._target = embedder, reader, target

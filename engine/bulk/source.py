@@ -171,8 +171,5 @@ def _check_kept(name: str, part: Part, last: bool, meta: Meta) -> None:
 
 def _no_part() -> Part:
     """Return the part of an input without records: a shard without any."""
-    return Part(Place(), Place(), 0, b"", _empty)
-
-
-def _empty() -> Records:
-    return Records(np.zeros(0, np.int64), None, pa.array([], pa.string()), np.zeros(1, np.int64))
+    none = Records(np.zeros(0, np.int64), None, pa.array([], pa.string()), np.zeros(1, np.int64))
+    return Part(Place(), Place(), 0, b"", lambda: none)

@@ -27,10 +27,9 @@ from flashelmo.engine.bulk.run import Run, describe_run
 from flashelmo.engine.bulk.shards import Rows, ShardFormat, Target, shard_name
 from flashelmo.engine.bulk.source import Source, Unit, UnitSource, default_shard_records, first_records
 from flashelmo.engine.choice import choose_runtime
-from flashelmo.engine.embed_file import Embedder, OnTextProgress
+from flashelmo.engine.embed_file import Embedder
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints import load_model
-from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.output import Output
 from flashelmo.engine.settings import Settings
 
@@ -102,13 +101,17 @@ def make_plan(corpus: Corpus, *, resume: bool = False, overwrite: bool = False, 
     Raises:
         FlashElmoError: see `embed_corpus`.
     """
+    from flashelmo.engine.embedder import ElmoEmbedder
+
     folder, reader = corpus.folder, corpus.open()
     _check_options(corpus, elsewhere)
     folders.check_new(folder, resume, overwrite)  # before a model is read
     model = load_model(corpus.model, corpus.options.get("options_file"))
     corpus.output.check(model.config.n_layers + 1)
-    if overwrite and folders.shard_numbers(folder):
-        _check(corpus, reader, None if elsewhere else model)
+    if overwrite and folders.shard_numbers(folder):  # what a process would report only after they were removed
+        if not elsewhere:
+            corpus.describe(ElmoEmbedder(model, **_settings_of(corpus)), reader)
+        first_records(reader)
     with begin_writing(folder, resume, overwrite):
         kept = folders.kept_shards(folder, folders.shard_numbers(folder))
         if corpus.shard_records is None:
@@ -118,19 +121,6 @@ def make_plan(corpus: Corpus, *, resume: bool = False, overwrite: bool = False, 
             corpus = replace(corpus, shard_records=n)
     assert corpus.shard_records is not None
     return CorpusPlan(corpus, _missing(corpus.shard_records, reader, kept), frozenset(kept))
-
-
-def _check(corpus: Corpus, reader: Reader, model: ElmoModel | None) -> None:
-    """Raise FlashElmoError now for what a process would report only after existing shards were removed.
-
-    Args:
-        model: that is computed on this machine; None if others compute.
-    """
-    from flashelmo.engine.embedder import ElmoEmbedder
-
-    if model is not None:
-        corpus.describe(ElmoEmbedder(model, **_settings_of(corpus)), reader)
-    first_records(reader)
 
 
 def _check_options(corpus: Corpus, elsewhere: bool) -> None:
@@ -191,16 +181,14 @@ class EmbedUnit:
         self,
         units: Iterable[Unit],
         on_finish: Callable[[folders.Meta], None] = lambda meta: None,
-        on_progress: OnTextProgress = lambda n_bytes, n_tokens: None,
     ) -> Report:
         """Embed units one after the other, so that nothing waits at a shard's end; the caller holds a lock.
 
         Args:
             units: taken as they are needed.
             on_finish: called with a shard's entry once it is on disk, in a thread.
-            on_progress: see `embed_corpus`.
         """
-        run = Run(self._embedder, self._reader, self._target, on_progress, on_finish)
+        run = Run(self._embedder, self._reader, self._target, on_finish=on_finish)
         return run.run(UnitSource(self._reader, self._n, units))
 
     def finished(self, unit: Unit) -> folders.Meta | None:

@@ -9,9 +9,8 @@ softmax.py      sampled and full softmax, loss and gradients in one pass
 model.py        the language model in PyTorch; from and to `ElmoWeights`
 optimizers.py   Adagrad as published, Adam; the learning rate's schedule
 step.py         one training step, which on a card is captured as a CUDA graph
-checkpoint.py   what a run is resumed from
+checkpoint.py   what a run is resumed from, and when the next one is written
 identity.py     what identifies a run, and the lock that keeps others out
-due.py          when the next checkpoint is written
 interrupts.py   lets Ctrl-C take effect only between steps
 task.py         what is trained on what: the corpus, the device, the vocabulary
 initial.py      the weights with which a run begins

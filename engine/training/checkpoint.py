@@ -1,10 +1,14 @@
-"""What a run is resumed from: one file per checkpoint, complete or not there at all; the newest two are kept."""
+"""What a run is resumed from: one file per checkpoint, complete or not there at all; the newest two are kept.
+
+The next one is due by a clock that costs nothing in between.
+"""
 
 from __future__ import annotations
 
 import logging
 import re
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +17,7 @@ from typing import Any, NamedTuple
 from flashelmo.engine.arguments import shown
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError, first_line, reason_of
 from flashelmo.engine.system.files import sync, why_not_written
+from flashelmo.engine.training.processes import Processes
 
 try:
     import torch
@@ -22,6 +27,7 @@ except ImportError as error:
 KEPT = 2
 TEMPORARY = ".step-"  # prefix of the name of a file that is being written
 NAME = re.compile(r"step-(\d+)\.pt")
+MOST_STEPS, TINY = 1 << 30, 1e-9  # between two looks at the clock; seconds
 
 
 def save_checkpoint(folder: Path, step: int, values: dict[str, Any]) -> Path:
@@ -100,3 +106,40 @@ def load_checkpoint(folder: Path, fingerprint: dict[str, Any]) -> Saved | None:
                 raise FlashElmoError(f"{path}: {expected}, {found_here}")
         return Saved(path, values)
     return None
+
+
+class SaveClock:
+    """Decides after which steps a checkpoint is written.
+
+    A single process looks at its clock after every step. Several use the first one's clock, for which they have to wait
+    for each other: all after the same steps, each time after half of the steps that remain at the first one's pace.
+
+    Args:
+        seconds: between two checkpoints.
+        processes: those of the run.
+        taken: steps taken so far.
+    """
+
+    def __init__(self, seconds: float, processes: Processes, taken: int) -> None:
+        self._seconds, self._processes = seconds, processes
+        self._began, self._first = time.monotonic(), taken
+        self._saved, self._next_look = self._began, taken
+
+    def is_due(self, taken: int) -> bool:
+        """Whether to write a checkpoint after this step; all processes get the same answer."""
+        if taken < self._next_look:
+            return False
+        steps = self._processes.first(lambda: self._steps_left(taken))
+        self._next_look = taken + (steps if self._processes.number > 1 else 1)
+        return steps == 0
+
+    def restart(self) -> None:
+        """Start timing anew, after a checkpoint was written."""
+        self._saved = time.monotonic()
+
+    def _steps_left(self, taken: int) -> int:
+        """Return half of the steps for which there is time; 0 if time is up."""
+        now = time.monotonic()
+        left = self._seconds - (now - self._saved)
+        pace = (now - self._began) / max(1, taken - self._first)
+        return 0 if left <= 0 else max(1, int(min(MOST_STEPS, left / (2 * pace + TINY))))

@@ -67,6 +67,23 @@ class EncodedCorpus:
         row_of = {word: row for row, word in enumerate(vocabulary)}
         return np.fromiter((row_of.get(word, UNKNOWN) for word in self.words), np.int32, len(self.words))
 
+    def predictions(self, sentences: Int64, k: Int64) -> tuple[Int32, Int32]:
+        """Return the word ids to read and to predict, [2, ...] forward and backward, of prediction k of each sentence.
+
+        A sentence of n words has n + 1: <S> w1 .. wn predict w1 .. wn </S>, and backward </S> wn .. w1 predict
+        wn .. w1 <S>, as in bilm-tf.
+        """
+        ids = self.word_ids if self.n_tokens else np.zeros(1, np.int32)  # all sentences may be empty
+        offsets = np.asarray(self.offsets)
+        start, n = offsets[sentences], offsets[sentences + 1] - offsets[sentences]
+
+        def word(index: Int64) -> Int32:
+            return np.asarray(ids[np.clip(start + index, 0, len(ids) - 1)])
+
+        inputs = np.where(k == 0, BEGIN, word(k - 1)), np.where(k == 0, END, word(n - k))
+        targets = np.where(k == n, END, word(k)), np.where(k == n, BEGIN, word(n - 1 - k))
+        return np.stack(inputs).astype(np.int32), np.stack(targets).astype(np.int32)
+
     def split(self, share: float, seed: int) -> tuple[EncodedCorpus, EncodedCorpus]:
         """Return two corpora over the same words; the second gets a share of the sentences, drawn with the seed."""
         held_out = np.zeros(len(self), bool)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from flashelmo.engine.arrays import Float32, Int32, Int64
 from flashelmo.engine.errors import MissingExtraError
 from flashelmo.engine.system.autocast import without_autocast
-from flashelmo.engine.training.corpus import BEGIN, END, EncodedCorpus
+from flashelmo.engine.training.corpus import BEGIN, UNKNOWN, EncodedCorpus
 from flashelmo.engine.training.model import BiLM, State
 from flashelmo.engine.training.softmax import cross_entropy
 from flashelmo.engine.training.spelling import Spelling
@@ -25,24 +25,29 @@ BATCH_TOKENS = 8192  # including padding; of a longer sentence, so many at a tim
 MAX_LOSS = 700.0  # its exponential is still finite
 
 
-class Perplexity(NamedTuple):
-    """exp of the mean negative log-probability of a prediction; each sentence's end (or begin) is also predicted."""
+@dataclass(frozen=True)
+class Scores:
+    """Perplexities of a text by direction, over its words and one boundary per sentence.
+
+    Attributes:
+        forward, backward: exp of the mean negative log-probability.
+        predictions: the number of tokens and sentences together.
+        unknown: share of the tokens that are not in the softmax's vocabulary; <UNK> is scored in their place.
+    """
 
     forward: float
     backward: float
+    predictions: int
+    unknown: float
 
 
-def perplexity_of(model: BiLM, corpus: EncodedCorpus, rows: Int32) -> Perplexity:
-    """Return the perplexity of a text, with each sentence from a fresh state.
-
-    Args:
-        model: on any device.
-        corpus: the text.
-        rows: each of its words' row in the softmax [W].
-    """
-    forward, backward = log_probabilities(model, corpus, rows)
-    means = (float(np.mean(each, dtype=np.float64)) for each in (forward, backward))
-    return Perplexity(*(math.exp(min(MAX_LOSS, -mean)) for mean in means))
+def scores_of(model: BiLM, corpus: EncodedCorpus, words: Sequence[str]) -> Scores:
+    """Return the perplexities of a text, with each sentence from a fresh state; `words` are those of the softmax."""
+    rows = corpus.rows(words)
+    means = (float(np.mean(each, dtype=np.float64)) for each in log_probabilities(model, corpus, rows))
+    forward, backward = (math.exp(min(MAX_LOSS, -mean)) for mean in means)
+    unknown = float(np.mean(rows[corpus.word_ids] == UNKNOWN))
+    return Scores(forward, backward, corpus.n_tokens + len(corpus), unknown)
 
 
 def log_probabilities(model: BiLM, corpus: EncodedCorpus, rows: Int32) -> tuple[Float32, Float32]:
@@ -50,6 +55,11 @@ def log_probabilities(model: BiLM, corpus: EncodedCorpus, rows: Int32) -> tuple[
 
     Sentence s of n words has n + 1, at corpus.offsets[s] + s: forward those of w1 .. wn and </S>, each given the words
     before it; backward those of <S> and w1 .. wn, each given the words after it.
+
+    Args:
+        model: on any device.
+        corpus: the text.
+        rows: each of its words' row in the softmax [W].
     """
     lengths = np.diff(corpus.offsets) + 1
     begins = np.asarray(corpus.offsets[:-1]) + np.arange(len(corpus))
@@ -84,20 +94,13 @@ def _batches(lengths: Int64) -> Iterator[Int64]:
 def _fill(model: BiLM, corpus: EncodedCorpus, spelling: Spelling, rows: Int32, chosen: Int64, begins: Int64,
           forward: Float32, backward: Float32) -> None:  # fmt: skip
     """Compute the predictions of some sentences, and put them in their places."""
-    start, length = np.asarray(corpus.offsets)[chosen], np.diff(corpus.offsets)[chosen]
-    ids = corpus.word_ids if corpus.n_tokens else np.zeros(1, np.int32)  # all sentences may be empty
+    length = np.diff(corpus.offsets)[chosen]
     first = next(iter(model.parameters()))
     state = State.zero(model.config, len(chosen), first)
     end, steps = int(length.max()) + 1, max(1, BATCH_TOKENS // len(chosen))
-
-    def word(index: Int64) -> Int32:
-        return np.asarray(ids[np.clip(start + index, 0, len(ids) - 1)])
-
     for t in (np.arange(begin, min(begin + steps, end))[:, None] for begin in range(0, end, steps)):
         is_prediction = t <= length
-        read = np.where(t == 0, BEGIN, word(t - 1)), np.where(t == 0, END, word(length - t))
-        predicted = np.where(t == length, END, word(t)), np.where(t == length, BEGIN, word(length - 1 - t))
-        inputs, targets = (np.where(is_prediction, np.stack(each), BEGIN) for each in (read, predicted))
+        inputs, targets = (np.where(is_prediction, each, BEGIN) for each in corpus.predictions(chosen, t))
         distinct, places = spelling.distinct(inputs)
         vectors = model.word_vectors([piece.to(first.device) for piece in spelling.pieces(distinct)])
         hidden, state = model.hidden(vectors, torch.from_numpy(places).to(first.device), state)

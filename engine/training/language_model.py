@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,8 +13,8 @@ from flashelmo.engine.arrays import Float32
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints import load_model
 from flashelmo.engine.text.sentences import tokenized
-from flashelmo.engine.training.corpus import UNKNOWN, EncodedCorpus, read_corpus
-from flashelmo.engine.training.evaluate import log_probabilities, perplexity_of
+from flashelmo.engine.training.corpus import EncodedCorpus, read_corpus
+from flashelmo.engine.training.evaluate import Scores, log_probabilities, scores_of
 from flashelmo.engine.training.model import BiLM, check_trainable
 from flashelmo.engine.training.processes import Processes
 from flashelmo.engine.training.softmax_files import SOFTMAX_FILE, find_softmax
@@ -32,22 +31,6 @@ class TokenScores(NamedTuple):
 
     forward: Float32
     backward: Float32
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Perplexities of a text by direction, over its words and one boundary per sentence.
-
-    Attributes:
-        forward, backward: exp of the mean negative log-probability.
-        predictions: the number of tokens and sentences together.
-        unknown: share of the tokens that are not in the softmax's vocabulary; <UNK> is scored in their place.
-    """
-
-    forward: float
-    backward: float
-    predictions: int
-    unknown: float
 
 
 class LanguageModel:
@@ -134,7 +117,4 @@ class LanguageModel:
             corpus = EncodedCorpus.of([tokens for tokens in tokenized("text", text) if len(tokens)])
             if not len(corpus):
                 raise FlashElmoError("text: expected a sentence, found no token")
-        rows = corpus.rows(self.words)
-        forward, backward = perplexity_of(self._model, corpus, rows)
-        unknown = float(np.mean(rows[corpus.word_ids] == UNKNOWN))
-        return Scores(forward, backward, corpus.n_tokens + len(corpus), unknown)
+        return scores_of(self._model, corpus, self.words)

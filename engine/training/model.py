@@ -188,8 +188,7 @@ class _FewRows(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (index,) = ctx.saved_tensors
         chosen = torch.arange(ctx.n_rows, device=index.device)[:, None] == index
-        kind = torch.bfloat16 if gradients[0].dtype == torch.bfloat16 else gradients[0].dtype
-        return (chosen.to(kind) @ gradients[0].to(kind)).to(gradients[0].dtype), None
+        return chosen.to(gradients[0].dtype) @ gradients[0], None
 
 
 def joined(tensors: Mapping[str, Float32], config: ElmoConfig) -> dict[str, Float32]:

@@ -73,21 +73,20 @@ class Processes:
         found: Result = result
         return found
 
+    def gathered(self, value: Result) -> list[Result]:
+        """Return the values of all processes."""
+        every = [value] * self.number
+        if self.number > 1:
+            distributed.all_gather_object(every, value)
+        return every
+
     def in_all(self, holds: bool) -> bool:
         """Whether it holds in every process."""
-        if self.number == 1:
-            return holds
-        every = [holds] * self.number
-        distributed.all_gather_object(every, holds)
-        return all(every)
+        return all(self.gathered(holds))
 
     def mean(self, values: tuple[float, float]) -> tuple[float, float]:
         """Return the means over all processes."""
-        if self.number == 1:
-            return values
-        every: list[tuple[float, float]] = [values] * self.number
-        distributed.all_gather_object(every, values)
-        forward, backward = (sum(each) / self.number for each in zip(*every, strict=True))
+        forward, backward = (sum(each) / self.number for each in zip(*self.gathered(values), strict=True))
         return forward, backward
 
 

@@ -1,10 +1,9 @@
 """Word ids to batches: streams of sentences that are read `unroll` tokens at a time, in both directions.
 
 Sentences are shuffled, put end to end and cut into as many pieces as the batch has rows. A row's state is carried from
-batch to batch. A sentence of n words gives n + 1 predictions: <S> w1 .. wn predict w1 .. wn </S>, and backward </S> wn
-.. w1 predict wn .. w1 <S>, as in bilm-tf. There the two directions are shuffled separately; here the backward direction
-reads the same sentences in the same order, each reversed in its place, so that a batch's two halves have nearly the
-same distinct words, whose vectors are computed once.
+batch to batch. In bilm-tf the two directions are shuffled separately; here the backward direction reads the same
+sentences in the same order, each reversed in its place, so that a batch's two halves have nearly the same distinct
+words, whose vectors are computed once.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import numpy as np
 
 from flashelmo.engine.arrays import Int32, Int64
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.training.corpus import BEGIN, END, EncodedCorpus
+from flashelmo.engine.training.corpus import EncodedCorpus
 
 
 class Batch(NamedTuple):
@@ -67,16 +66,5 @@ class Streams:
     def _read(self, positions: Int64) -> Batch:
         """Return predictions [T, B] of the shuffled sentences."""
         place = np.searchsorted(self._ends, positions, side="right")
-        sentence = self._order[place]
-        words = self._lengths[sentence] - 1
-        k = positions - (self._ends[place] - words - 1)  # among words + 1 predictions
-        start = np.asarray(self._corpus.offsets)[sentence]
-        last, ids = self._corpus.n_tokens - 1, self._corpus.word_ids
-
-        def word(index: Int64) -> Int32:
-            return np.asarray(ids[np.clip(start + index, 0, last)])
-
-        is_first, is_last = k == 0, k == words
-        inputs = np.where(is_first, BEGIN, word(k - 1)), np.where(is_first, END, word(words - k))
-        targets = np.where(is_last, END, word(k)), np.where(is_last, BEGIN, word(words - 1 - k))
-        return Batch(np.stack(inputs).astype(np.int32), np.stack(targets).astype(np.int32))
+        sentences = self._order[place]
+        return Batch(*self._corpus.predictions(sentences, positions - self._ends[place] + self._lengths[sentences]))

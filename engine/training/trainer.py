@@ -16,18 +16,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
 from flashelmo.engine.model.checkpoints import load_model
 from flashelmo.engine.model.checkpoints.files import check_replaceable, new_folder
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.system.processor import processor_name
-from flashelmo.engine.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
-from flashelmo.engine.training.corpus import UNKNOWN
-from flashelmo.engine.training.due import SaveClock
-from flashelmo.engine.training.evaluate import MAX_LOSS, perplexity_of
+from flashelmo.engine.training.checkpoint import SaveClock, checkpoints, load_checkpoint, save_checkpoint
+from flashelmo.engine.training.evaluate import MAX_LOSS, scores_of
 from flashelmo.engine.training.identity import fingerprint_of, only_run
 from flashelmo.engine.training.initial import initial_tensors, tensors_from, word_biases
 from flashelmo.engine.training.interrupts import signals_wait
@@ -226,19 +222,13 @@ class _Run:
         """Measure the perplexity of the held-out text, if there is one, unless already done at this step."""
         if self.held_out is None or (self.evaluations and self.evaluations[-1].step == self.taken):
             return
-        rows = self.held_out.rows(self.words)
-        forward, backward = self.step.with_room(partial(perplexity_of, self.model, self.held_out, rows))
-        unknown = float(np.mean(rows[self.held_out.word_ids] == UNKNOWN))
-        self.evaluations.append(
-            Evaluation(self.taken, self.held_out_text[0], self.held_out.n_tokens, unknown, forward, backward)
-        )
+        found = self.step.with_room(partial(scores_of, self.model, self.held_out, self.words))
+        name, n_tokens = self.held_out_text[0], self.held_out.n_tokens
+        self.evaluations.append(Evaluation(self.taken, name, n_tokens, found.unknown, found.forward, found.backward))
 
     def _save(self) -> None:
         """Write a checkpoint; in a run of several processes, with the states of all."""
-        ours = [tensor.cpu() for tensor in (*self.step.state, self.step.sums)]
-        states: list[Any] = [ours] * self.processes.number
-        if self.processes.number > 1:
-            torch.distributed.all_gather_object(states, ours)
+        states = self.processes.gathered([tensor.cpu() for tensor in (*self.step.state, self.step.sums)])
         self.processes.first(lambda: save_checkpoint(self.task.work, self.taken, self._values(states)))
 
     def _values(self, states: list[Any]) -> dict[str, Any]:

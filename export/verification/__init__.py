@@ -5,7 +5,7 @@ truth.py                 the reference's layers, computed once for all files of 
 session.py               the file in ONNX Runtime
 structure.py             checks of its graph, metadata and report
 weights.py               its weights and other constants against those of the model
-compare.py, bounds.py    errors, and how large they may be
+compare.py               errors, and how large they may be
 verify.py                all of it together, into a report
 report.py                the report as data and as a page
 """

@@ -103,14 +103,6 @@ def report_problems(path: Path, metadata: Metadata) -> list[str]:
     return [f"metadata: report_sha256: found {metadata.report_sha256}, expected {digest}, that of {report.name}"]
 
 
-def makes_sense(metadata: Metadata, model: ElmoModel) -> bool:
-    """Whether the metadata fit the model well enough for vectors to be compared."""
-    n_layers = model.config.n_layers + 1
-    return (
-        metadata.config == model.config and len(metadata.mix) == n_layers and set(metadata.layers) <= {*range(n_layers)}
-    )
-
-
 def one_line(error: Exception, path: Path) -> str:
     """Return an error's first line, without the machine's paths."""
     lines = str(error).replace(f"{path.parent}/", "").split("\n")

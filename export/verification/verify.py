@@ -17,15 +17,13 @@ from flashelmo.engine.text.spelling import utf8
 from flashelmo.export.build import check_is_model
 from flashelmo.export.metadata import BUCKET_DATA, Metadata
 from flashelmo.export.open_session import ORT_ERRORS, Provider, available_providers, reason
-from flashelmo.export.verification.bounds import bounds_of_outputs
 from flashelmo.export.verification.cases import Case, Sentence, in_bucket, make_cases
-from flashelmo.export.verification.compare import Comparison, expected_outputs, expected_states
+from flashelmo.export.verification.compare import Comparison, bounds_of_outputs, expected_outputs, expected_states
 from flashelmo.export.verification.report import KINDS, CaseResult, OutputError, Report, short
 from flashelmo.export.verification.sentences import SENTENCES
 from flashelmo.export.verification.session import Session, token_mask
 from flashelmo.export.verification.structure import (
     graph_problems,
-    makes_sense,
     metadata_problems,
     one_line,
     read_graph,
@@ -84,7 +82,7 @@ def verify(
     metadata, problems = _look(path, model, expected)
     limits = bounds_of_outputs(metadata, bounds)
     results: list[CaseResult] = []
-    session = _open(path, metadata, wanted, problems) if makes_sense(metadata, model) else None
+    session = _open(path, metadata, wanted, problems) if metadata.config == model.config else None
     if session is not None:
         cases = make_cases(model, text, batch_sizes, metadata.stateful)
         cases = cases if metadata.bucket is None else in_bucket(cases, text, metadata.bucket)
@@ -129,7 +127,7 @@ def _look(path: Path, model: ElmoModel, expected: Metadata | None) -> tuple[Meta
     graph, metadata = read_graph(path)
     problems = graph_problems(path, graph, metadata) + metadata_problems(metadata, model, expected)
     problems += report_problems(path, metadata)
-    if makes_sense(metadata, model):
+    if metadata.config == model.config:
         problems += weight_problems(path, graph, metadata, model)
     return metadata, problems
 

@@ -58,7 +58,10 @@ def make_app(service: Service, *, starts: bool = True) -> FastAPI:
         docs_url=None,  # FastAPI's pages load their scripts from elsewhere
         redoc_url=None,
     )
-    _add_errors(app)
+    app.add_exception_handler(HTTPException, on_http_error)
+    app.add_exception_handler(RequestValidationError, on_bad_request)
+    app.add_exception_handler(FlashElmoError, on_bad_input)
+    app.add_exception_handler(Exception, on_failure)
     _add_own(app, service)
     _add_state(app, service)
     add_openai(app, service)
@@ -66,13 +69,6 @@ def make_app(service: Service, *, starts: bool = True) -> FastAPI:
     _add_head(app)
     app.add_middleware(Guard, service=service)
     return app
-
-
-def _add_errors(app: FastAPI) -> None:
-    app.add_exception_handler(HTTPException, on_http_error)
-    app.add_exception_handler(RequestValidationError, on_bad_request)
-    app.add_exception_handler(FlashElmoError, on_bad_input)
-    app.add_exception_handler(Exception, on_failure)
 
 
 def _add_own(app: FastAPI, service: Service) -> None:
