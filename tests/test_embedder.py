@@ -16,10 +16,10 @@ import torch
 from tiny_models import MODELS, SENTENCES
 
 from flashelmo import ElmoEmbedder, FlashElmoError, MissingExtraError, batch_to_ids, find_neighbours
-from flashelmo.engine.cpu.openvino import has_bf16
 from flashelmo.engine.output import Output
 from flashelmo.engine.precision import tolerance
 from flashelmo.engine.settings import RuntimeName
+from flashelmo.engine.system.processor import multiplies_bf16
 
 MODEL = MODELS["skip"]
 FLOAT32_RUNTIMES = ["ort", "openvino", "reference"]
@@ -327,7 +327,7 @@ def test_settings_that_do_not_go_together(settings: dict[str, Any], message: str
 
 
 def test_bf16_runs_where_the_processor_has_it_and_says_so_where_not() -> None:
-    if not has_bf16():
+    if not multiplies_bf16():
         with pytest.raises(FlashElmoError, match="precision 'bf16': this processor has no bfloat16"):
             ElmoEmbedder(MODEL, precision="bf16")
         return
