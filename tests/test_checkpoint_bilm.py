@@ -245,6 +245,25 @@ def test_archives(word_folder, tmp_path, kind, inner):
     assert model.path == path and model.lexicon == WORDS
 
 
+@pytest.mark.parametrize("kind", ["whole", "outside", "link"])
+def test_tar_archives_without_pythons_own_filter(word_folder, tmp_path, monkeypatch, kind):
+    """As in Debian 12's Python 3.11.2: nothing is written outside, and links are refused."""
+    monkeypatch.delattr(tarfile, "data_filter", raising=False)
+    path = tmp_path / "209.tar"
+    with tarfile.open(path, "w") as tar:
+        tar.add(word_folder, "209")
+        member = tarfile.TarInfo({"whole": "209/more", "outside": "../209/more", "link": "209/link"}[kind])
+        if kind == "link":
+            member.type, member.linkname = tarfile.SYMTYPE, str(tmp_path)
+        tar.addfile(member)
+    if kind == "whole":
+        same_model(load_model(path), load_model(word_folder))
+    else:
+        fails(
+            path, rf"^{path}: expected a whole zip or tar archive: '{member.name}': expected a file or a folder inside"
+        )
+
+
 def test_errors_in_an_archive_name_the_archive(folder, tmp_path):
     edit_weights(folder, lambda file: file.pop("char_embed"))
     path = Path(shutil.make_archive(str(tmp_path / "model"), "zip", folder))
@@ -409,7 +428,7 @@ def test_projections_between_equal_sizes(name, tmp_path):
     plain = list(ElmoEmbedder(square, runtime="reference").embed(SENTENCES))
     for i, vectors in enumerate(ElmoEmbedder(model, runtime="ort").embed(SENTENCES)):
         assert np.isfinite(vectors).all()
-        np.testing.assert_allclose(vectors, expected[i], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(vectors, expected[i], rtol=1e-5, atol=3e-6)  # of values up to 20
         assert not vectors.size or np.abs(vectors - plain[i]).max() > 0.01
 
 

@@ -115,12 +115,26 @@ def extracted(archive: Path, parent: Path | None = None) -> Iterator[Path]:
             else:
                 with opened_tar(archive) as tar:
                     check_growth(archive, sum(member.size for member in tar))
-                    tar.extractall(folder, filter="data")
+                    _extract(tar, Path(folder))
         except FlashElmoError:
             raise
         except Exception as error:  # each compression has its own errors for damaged data
             raise FlashElmoError(f"{archive}: expected a whole zip or tar archive: {reason_of(error)}") from None
         yield Path(folder)
+
+
+def _extract(tar: tarfile.TarFile, folder: Path) -> None:
+    if hasattr(tarfile, "data_filter"):
+        tar.extractall(folder, filter="data")
+        return
+    for member in tar:  # Python before 3.10.12 and 3.11.4, as Debian 12 has
+        path = Path(os.path.normpath(folder / member.name))
+        if not path.is_relative_to(folder) or not (member.isfile() or member.isdir()):
+            raise tarfile.TarError(f"{member.name!r}: expected a file or a folder inside")
+        (path if member.isdir() else path.parent).mkdir(parents=True, exist_ok=True)
+        if contents := tar.extractfile(member):
+            with contents, path.open("wb") as file:
+                shutil.copyfileobj(contents, file)
 
 
 @contextmanager
