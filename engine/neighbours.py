@@ -141,7 +141,8 @@ def neighbours_of(
     for (number, each), vectors in zip(named, results, strict=True):
         for use, vector, heap in zip(uses, wanted, nearest, strict=True):
             if places := use.candidates(each):
-                similarities = (vectors[places] @ vector).clip(-1, 1)
+                with np.errstate(all="ignore"):  # on Arm, products may set all flags though nothing is wrong
+                    similarities = (vectors[places] @ vector).clip(-1, 1)
                 k = int(similarities.argmax())
                 found = Neighbour(float(similarities[k]), number, places[k], each)
                 (heappush if len(heap) < n else heappushpop)(heap, (found.similarity, -number, found))
