@@ -316,6 +316,21 @@ def test_no_product_in_bfloat16_becomes_one_that_stays_float32(tmp_path: Path, m
     np.testing.assert_allclose(found[1], found[0], rtol=0, atol=bound)
 
 
+def test_products_that_overflow_are_infinite_on_arm_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There ONNX Runtime may end at the largest number, and no overflow would be noticed."""
+    monkeypatch.setattr(ort, "is_arm", lambda: True)
+    model, largest = random_model(BILM), np.finfo(np.float32).max
+    tensors = tensors_of(model.config, "float32")
+    runtime = OrtRuntime(
+        model.config,
+        {**tensors, "lstm.0.forward.bias.input": np.full_like(tensors["lstm.0.forward.bias.input"], -largest)},
+        "float32",
+    )
+    gates = runtime.gates.empty(2)
+    runtime.input_product(0, 0, np.zeros((2, model.config.projection_size), np.float32), gates)
+    assert (gates[0] == -np.inf).all() and np.isfinite(gates[1]).all()
+
+
 def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
     """Return a graph's nodes, and those of the graphs that are their attributes."""
     for node in graph.node:

@@ -17,7 +17,7 @@ from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import GATES
 from flashelmo.engine.precision import NumberType
 from flashelmo.engine.system.forks import InEachProcess
-from flashelmo.engine.system.processor import cache_bytes, n_cores
+from flashelmo.engine.system.processor import cache_bytes, is_arm, n_cores
 from flashelmo.engine.system.threads import in_order
 
 WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}  # as products read them
@@ -79,11 +79,21 @@ class Piece:
         for name, array in outputs.items():
             self._binding.bind_output(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
         self._session.run_with_iobinding(self._binding)
+        if is_arm():
+            for array in outputs.values():
+                restore_infinity(array)
 
     def run_words(self, windows: Int32 | None, word_ids: Int64 | None, vectors: Float32) -> None:
         """Run the words graph; see `Runtime.word_vectors`."""
         inputs = {"windows": windows, "word_ids": word_ids}
         self.run({name: array for name, array in inputs.items() if array is not None}, {"vectors": vectors})
+
+
+def restore_infinity(values: Array) -> None:
+    """Make the largest numbers infinite again: with Arm's SME, products that overflow end at them in ONNX Runtime."""
+    largest = np.abs(values) == np.finfo(values.dtype).max
+    if largest.any():
+        values[largest] = np.copysign(np.inf, values[largest])
 
 
 def make_pieces(graphs: Mapping[GraphName, tuple[Graph, int]], tensors: Tensors) -> dict[GraphName, Piece]:
