@@ -12,7 +12,6 @@ types are kept. Where two operands are of one type nothing is compared, as they 
 them. What a kernel reduces by a function of its own is so slice by slice, in place of number by number.
 """
 
-from contextlib import nullcontext
 from functools import cache
 from inspect import unwrap
 from math import prod
@@ -25,8 +24,6 @@ import triton.language as tl
 from triton._utils import validate_block_shape
 from triton.language.semantic import TritonSemantic
 from triton.runtime import interpreter
-
-from flashelmo.engine.system.processor import is_arm
 
 Array = npt.NDArray[Any]
 
@@ -73,8 +70,7 @@ def _mend_bfloat16(builder: Any) -> None:
 
     def create_dot(self: Any, a: Any, b: Any, d: Any, *options: Any) -> Any:
         a, b = (cast_impl(self, x, tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in (a, b))
-        with np.errstate(all="ignore") if is_arm() else nullcontext():  # there products may set all flags
-            return dot(self, a, b, d, *options)
+        return dot(self, a, b, d, *options)
 
     builder.cast_impl, builder.create_dot = cast_impl, create_dot
     builder.create_fp_to_fp = lambda self, source, target, _: cast_impl(self, source, target)
