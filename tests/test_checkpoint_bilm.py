@@ -5,6 +5,7 @@ import io
 import json
 import shutil
 import tarfile
+import tempfile
 import time
 import zipfile
 from dataclasses import replace
@@ -249,6 +250,7 @@ def test_archives(word_folder, tmp_path, kind, inner):
 def test_tar_archives_without_pythons_own_filter(word_folder, tmp_path, monkeypatch, kind):
     """As in Debian 12's Python 3.11.2: nothing is written outside, and links are refused."""
     monkeypatch.delattr(tarfile, "data_filter", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", f"{word_folder}/../")
     path = tmp_path / "209.tar"
     with tarfile.open(path, "w") as tar:
         tar.add(word_folder, "209")

@@ -90,7 +90,7 @@ class Piece:
 
 
 def restore_infinity(values: Array) -> None:
-    """Make the largest numbers infinite again: with Arm's SME, products that overflow end at them in ONNX Runtime."""
+    """Make the largest numbers infinite again: on (emulated) Arm, products that overflow have ended at them."""
     largest = np.abs(values) == np.finfo(values.dtype).max
     if largest.any():
         values[largest] = np.copysign(np.inf, values[largest])

@@ -129,7 +129,7 @@ def _extract(tar: tarfile.TarFile, folder: Path) -> None:
         return
     for member in tar:  # Python before 3.10.12 and 3.11.4, as Debian 12 has
         path = Path(os.path.normpath(folder / member.name))
-        if not path.is_relative_to(folder) or not (member.isfile() or member.isdir()):
+        if not path.is_relative_to(os.path.normpath(folder)) or not (member.isfile() or member.isdir()):
             raise tarfile.TarError(f"{member.name!r}: expected a file or a folder inside")
         (path if member.isdir() else path.parent).mkdir(parents=True, exist_ok=True)
         if contents := tar.extractfile(member):
