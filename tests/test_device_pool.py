@@ -269,6 +269,23 @@ def test_streams_may_be_interleaved(made_up: DevicePool) -> None:
         assert [x.tolist() for x in results_b] == [x.tolist() for x in lengths(window_b)]
 
 
+def test_a_stream_that_ends_keeps_nothing_of_its_caller(made_up: DevicePool) -> None:
+    """Not even until cycles are looked for: a caller's vectors, and other streams, whose windows devices hold."""
+
+    def call() -> None:
+        other = made_up.stream(numbered(9), ALL, ignore)
+        next(other)
+        for _ in made_up.stream(numbered(3), ALL, ignore):
+            pass
+
+    gc.disable()
+    try:
+        call()
+        assert not made_up._dispatcher._streams
+    finally:
+        gc.enable()
+
+
 def test_an_abandoned_stream_leaves_the_pool_whole(made_up: DevicePool) -> None:
     stream = made_up.stream(numbered(30), ALL, ignore)
     next(stream)

@@ -86,8 +86,10 @@ class WindowStream:
             first += len(window)
 
     def clear(self) -> None:
-        """Free all results, so that an error's traceback does not keep them alive."""
-        self.events = SimpleQueue()
+        """Free all results, so that an error's traceback does not keep them alive; and the input's, which keeps the
+        frames of all callers alive.
+        """
+        self.events, self._end = SimpleQueue(), None
         self._finished.clear()
         self._taken.clear()
 
