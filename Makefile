@@ -18,7 +18,7 @@ help:
 	@echo "make lint               check style, formatting and types"
 	@echo "make test               build the wheel, install it and run the tests against it"
 	@echo "make test-integrations  test the adapters to scikit-learn, spaCy and others, those that are installed"
-	@echo "make test-serve         test the service with other projects' clients, those that are installed"
+	@echo "make test-serve         test the service with other projects' clients, and exported files in JavaScript"
 	@echo "make test-ray           test actors and replicas on a Ray cluster on this machine (pip install '.[ray]')"
 	@echo "make test-triton        test the kernels with other versions of Triton"
 	@echo "make docs               build the documentation as a site, in .site"
@@ -95,10 +95,12 @@ bench: $(VENV)/dev.stamp
 
 # Clients of other projects, and a browser, are in no environment of ours:
 # `$(BIN)/python -m pip install openai huggingface_hub 'tritonclient[http]' schemathesis playwright`, and chromium first.
-# The page's own environment gets the server that docs/onnx.md starts.
+# The page's own environment gets the server that docs/onnx.md starts; with npm, its folder gets ONNX Runtime for Node.js,
+# and the programs of the model card the package for browsers too.
 test-serve:
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -v -s tests/test_serve_clients.py tests/test_serve_page.py
 	FLASHELMO_SERVERS=1 $(BIN)/python -m pytest -v tests/test_docs_onnx.py
+	FLASHELMO_SERVERS=1 $(BIN)/python -m pytest -v tests/test_onnx_card.py -k javascript
 
 # Kernels by the other versions of Triton that setup.py allows: compiled for an H100, with what spills, and run here.
 test-triton: $(VENV)/dev.stamp

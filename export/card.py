@@ -9,7 +9,7 @@ from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model import card
 from flashelmo.engine.model.card import front_matter
 from flashelmo.engine.model.config import ElmoConfig
-from flashelmo.export.card_examples import bare_example, flashelmo_example
+from flashelmo.export.card_examples import JAVASCRIPT, PYTHON, bare_example, flashelmo_example
 from flashelmo.export.metadata import Metadata
 from flashelmo.export.verification.report import Report, short, table
 from flashelmo.export.verification.structure import expected_values, value_text
@@ -45,7 +45,7 @@ def model_card(metadata: Sequence[Metadata], reports: Sequence[Report]) -> str:
         *_conventions(first, halves=len(metadata) > 1 and "float16" in values),
         "## Use",
         f"```python\n{flashelmo_example(used, first)}```",
-        *([] if first.bucket else ["With only ONNX Runtime and NumPy:", f"```python\n{bare_example(file, first)}```"]),
+        *([] if first.bucket else _bare(file, first)),
         "## Origin",
         _origin(first),
         "To verify a file again, with the weights that it was exported from:",
@@ -118,6 +118,16 @@ def _conventions(first: Metadata, *, halves: bool) -> list[str]:
     if first.characters is None and config.character_size:
         paragraphs.append(_DYNAMIC.format(most=config.max_characters))
     return [*paragraphs, _STATEFUL if first.stateful else _STATELESS]
+
+
+def _bare(file: str, metadata: Metadata) -> list[str]:
+    """Return programs that need no flashelmo."""
+    return [
+        "With only ONNX Runtime and NumPy:",
+        f"```python\n{bare_example(file, metadata, PYTHON)}```",
+        "In JavaScript, as a file `vectors.mjs` here, with `onnxruntime-node` (`onnxruntime-web` in a browser):",
+        f"```js\n{bare_example(file, metadata, JAVASCRIPT)}```",
+    ]
 
 
 def _origin(metadata: Metadata) -> str:

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-RUN = ("sh", "python")
+RUN = ("sh", "python", "js")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```\n", flags=re.MULTILINE | re.DOTALL)
 HEADING = re.compile(r"^#+ (.+)$", flags=re.MULTILINE)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -22,7 +22,7 @@ class Block:
     Attributes:
         page: its path from the project's root.
         section: the heading of the second level above it; empty where there is none.
-        kind: the word on its first fence: sh or python, which are run, or text, which is not.
+        kind: the word on its first fence: sh, python or js, which are run, or text, which is not.
         text: what is in it.
         shown: the lines of the fence `output` that follows it at once; None where there is none.
         line: of the page, where it begins.
@@ -74,12 +74,12 @@ def read_page(text: str, page: str = "page") -> list[Block]:
 def check_printed(block: Block, printed: list[str]) -> None:
     """A program prints what is shown and no more; a command prints the lines shown in this order, among others."""
     shown = block.shown or []
-    assert block.kind != "python" or len(printed) == len(shown), f"{block.label}: {shown} are shown, not {printed}"
+    assert block.kind == "sh" or len(printed) == len(shown), f"{block.label}: {shown} are shown, not {printed}"
     rest = iter(printed)
     for line in shown:
         pattern = ".+".join(map(re.escape, line.split("...")))
         found = (re.fullmatch(pattern, each) is not None for each in rest)
-        assert next(found, False) if block.kind == "python" else any(found), (
+        assert any(found) if block.kind == "sh" else next(found, False), (
             f"{block.label}: {line!r} is shown, which is not in its place among {printed}"
         )
 

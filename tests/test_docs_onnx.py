@@ -12,22 +12,28 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+import javascript
 import psutil
 import pytest
 from docs_place import Place
 from documents import RUN, Block, check_printed, read_page
+from javascript import DOWNLOADS
 from typer.main import get_command
 
 from flashelmo.cli.commands import app
+from flashelmo.engine.model.checkpoints import load_model
+from flashelmo.engine.model.named.locate import bundled
+from flashelmo.export.build import metadata_of
+from flashelmo.export.card_examples import JAVASCRIPT, bare_example
 from flashelmo.export.servers.readme import IMAGE
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "onnx.md"
-SERVING = ("8. Serve it", "9. Send requests")
+SERVING = ("9. Serve it", "10. Send requests")
 OPTIONS = "4. Options"  # a table, whose names are compared with the command's
 PORT = "8000"  # on the page
+PROGRAM = "demo/vectors.mjs"  # as the page calls it
 NO_INDEX = ("(from versions: none)", "NewConnectionError", "Connection refused", "timed out")
-SERVERS = "FLASHELMO_SERVERS"  # a variable of the environment
 SECONDS_TO_STOP = 60
 NOT_RUN = "(not run by the tests)"
 
@@ -40,7 +46,7 @@ class OnnxPlace(Place):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, TO_RUN)
-        self.no_server = no_server()
+        self.no_server, self.no_node = no_server(), javascript.no_node()
         self.servers: list[psutil.Process] = []
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -50,27 +56,34 @@ class OnnxPlace(Place):
     def run(self, last: Block) -> None:
         """Run the blocks up to this one that were not run yet; skip the test of one that serves where nothing can."""
         super().run(last)
-        if self._is_skipped(last):
-            pytest.skip(self.no_server)
+        if reason := self._reason_to_skip(last):
+            pytest.skip(reason)
 
-    def _is_skipped(self, block: Block) -> bool:
-        return block.section in SERVING and self.no_server != ""
+    def _reason_to_skip(self, block: Block) -> str:
+        if block.kind == "js" or block.text.startswith("npm "):
+            return self.no_node
+        return self.no_server if block.section in SERVING else ""
 
     def run_block(self, block: Block) -> None:
         """Run one block in the page's own environment, and look after the server."""
-        if self._is_skipped(block):
+        if self._reason_to_skip(block):
             return
         text = re.sub(rf"\b{PORT}\b", str(self._port), block.text)
-        command = ["python", "-"] if block.kind == "python" else ["bash", "-euo", "pipefail"]
+        command = {"python": ["python", "-"], "js": ["node", PROGRAM]}.get(block.kind, ["bash", "-euo", "pipefail"])
+        if block.kind == "js":
+            (self.folder / PROGRAM).write_text(text, encoding="utf-8")
         environment = self.environment() | ({} if block.section in SERVING else {"PIP_NO_INDEX": "1"})
         status, out, err = self.execute(command, text, environment)
         self._find_servers()
         if status and block.section == SERVING[0] and (why := without_index(out + err)):
             self.no_server = f"pip finds no server: {why}"
             return
+        if status and block.text.startswith("npm ") and (why := javascript.no_registry(out + err)):
+            self.no_node = why
+            return
         assert status == 0, f"{block.label}: status {status}\n{out}\n{err}\n{self._log()}"
-        if block.kind == "python" or block.shown is not None:
-            check_printed(block, (out if block.kind == "python" else out + err).splitlines())
+        if block.kind != "sh" or block.shown is not None:
+            check_printed(block, (out + err if block.kind == "sh" else out).splitlines())
         if block.section in SERVING:
             self._check_servers(block)
 
@@ -115,8 +128,8 @@ class OnnxPlace(Place):
 
 def no_server() -> str:
     """Why the server is not installed here; empty where it is."""
-    if SERVERS not in os.environ:
-        return f"its server is large: `make test-serve` sets {SERVERS}"
+    if DOWNLOADS not in os.environ:
+        return f"its server is large: `make test-serve` sets {DOWNLOADS}"
     if sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"):
         return "nvidia-pytriton is for Linux"
     if sys.version_info >= (3, 13):
@@ -192,7 +205,13 @@ def test_every_section_is_run_and_what_is_not_is_marked() -> None:
     not_run = [block.text for block in BLOCKS if block not in TO_RUN]
     assert len(not_run) == 2 and 'providers="cuda"' in not_run[0] and IMAGE in not_run[1]
     assert {block.kind for block in BLOCKS} <= set(RUN)
-    assert all(block.shown for block in TO_RUN if block.kind == "python")
+    assert all(block.shown for block in TO_RUN if block.kind != "sh")
+
+
+def test_the_program_in_javascript_is_the_model_cards() -> None:
+    (block,) = [block for block in TO_RUN if block.kind == "js"]
+    program = bare_example("demo/elmo/onnx/model.onnx", metadata_of(load_model(bundled()), "fp32"), JAVASCRIPT)
+    assert block.text.startswith(program) and f"As `{PROGRAM}`" in block.before
 
 
 def test_the_options_that_the_page_explains_are_the_commands() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import javascript
 import numpy as np
 import pytest
 from tiny_models import MODELS
@@ -19,11 +22,13 @@ from flashelmo.export.build import build_onnx
 from flashelmo.export.card import model_card
 from flashelmo.export.card_examples import SENTENCES
 from flashelmo.export.metadata import Metadata
+from flashelmo.export.onnx_elmo import OnnxElmo
 from flashelmo.export.verification.report import Report
 from flashelmo.export.verification.sentences import SENTENCES as TEXT
 from flashelmo.export.verification.truth import Truth
 from flashelmo.export.verification.verify import verify
 
+NAMES = ["skip", "words alone", "manylangs", "manylangs, characters alone", "manylangs, words alone"]
 FILES: dict[PrecisionName, str] = {"fp32": "model.onnx", "fp16": "model_fp16.onnx", "int8": "model_int8.onnx"}
 
 
@@ -42,9 +47,9 @@ def export(
     return metadata, reports
 
 
-def programs(card: str) -> list[str]:
-    """The Python programs of a card."""
-    return re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+def programs(card: str, language: str = "python") -> list[str]:
+    """The programs of a card."""
+    return re.findall(rf"```{language}\n(.*?)```", card, flags=re.DOTALL)
 
 
 def run(program: str) -> dict[str, Any]:
@@ -64,9 +69,7 @@ def options(request: pytest.FixtureRequest) -> dict[str, Any]:
     return options[request.param]
 
 
-@pytest.mark.parametrize(
-    "name", ["skip", "words alone", "manylangs", "manylangs, characters alone", "manylangs, words alone"]
-)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_programs_run_and_give_the_references_vectors(
     name: str, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,12 +108,79 @@ def test_a_program_takes_words_of_any_length_and_letters(tmp_path: Path, monkeyp
         (tmp_path / name).mkdir()
         card = model_card(*export(tmp_path / name, name, ("fp32",)))
         monkeypatch.chdir(tmp_path / name)
-        sentences = [["incomprehensibilities", "é" * 20, "cat"], ["日本語", "a"]]
+        sentences = [["incomprehensibilities", "é" * 20, "cat"], ["日本語", "a\ud83d"]]
         variables = run(programs(card)[1].replace(repr(SENTENCES).replace("'", '"'), repr(sentences)))
         assert variables["sentences"] == sentences
         for row, layers in enumerate(ReferenceRuntime(MODELS[name]).embed_batch(sentences)):
             found = variables["outputs"]["hidden_states.2"][row, : layers.shape[1]]
             assert np.abs(found - layers[2]).max() < tolerance("fp32", "onnx")
+
+
+@pytest.fixture(scope="module")
+def modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with npm's packages."""
+    if reason := javascript.no_node():
+        pytest.skip(reason)
+    folder = tmp_path_factory.mktemp("npm")
+    if reason := javascript.install(folder):
+        pytest.skip(reason)
+    return folder
+
+
+IN_BROWSER = "./node_modules/onnxruntime-web/dist/ort.wasm.bundle.min.mjs"
+# Of every array: its type, its shape, and its bytes.
+DUMP = """
+const bytes = ({ data }) => [...new Uint8Array(data.buffer, data.byteOffset, data.byteLength)];
+const arrays = Object.entries({ ...outputs, ...inputs });
+console.log(JSON.stringify(arrays.map(([name, array]) => [name, array.type, array.dims, bytes(array)])));
+"""
+
+
+def javascript_arrays(
+    card: str, sentences: list[list[str]], package: str, folder: Path, modules: Path
+) -> Mapping[str, Any]:
+    """Inputs and outputs of a card's program in JavaScript, for other sentences than its own."""
+    (program,) = programs(card, "js")
+    for old, new in ((json.dumps(SENTENCES), json.dumps(sentences)), ("onnxruntime-node", package)):
+        assert old in program
+        program = program.replace(old, new)
+    run = javascript.run_in_browser if package == IN_BROWSER else javascript.run
+    printed = run(program + DUMP, folder, modules).splitlines()[-1]
+    return {name: np.frombuffer(bytes(data), kind).reshape(dims) for name, kind, dims, data in json.loads(printed)}
+
+
+def check_javascript(name: str, options: dict[str, Any], package: str, folder: Path, modules: Path) -> None:
+    card = model_card(*export(folder, name, ("fp32",), **options))
+    sentences = [
+        ["incomprehensibilities", "é" * 20, "cat", "constructor"],
+        [],
+        ["日本語", "a\ud83d", "😀" * 9, ""],
+        ["the"],
+    ]
+    found = javascript_arrays(card, sentences, package, folder, modules)
+    elmo = OnnxElmo(folder)
+    inputs = elmo.inputs(sentences)
+    outputs = elmo.run(**inputs)
+    states = {name: outputs[f"new_{name}"] for name in ("state.hidden", "state.cell") if elmo.metadata.stateful}
+    assert set(found) == {*inputs, *outputs, *states}
+    for name, array in inputs.items():  # of characters it always sends as many as a word may have
+        assert found[name].dtype == array.dtype and np.array_equal(found[name][..., : array.shape[-1]], array)
+    for name, array in (outputs | states).items():
+        assert found[name].dtype == array.dtype
+        assert np.abs(found[name] * 1.0 - array).max() < tolerance("fp32", "onnx"), name
+
+
+@pytest.mark.parametrize("package", ["onnxruntime-node", "onnxruntime-web"])
+@pytest.mark.parametrize("name", NAMES)
+def test_javascript_gives_the_same(
+    name: str, options: dict[str, Any], package: str, modules: Path, tmp_path: Path
+) -> None:
+    check_javascript(name, options, package, tmp_path, modules)
+
+
+@pytest.mark.skipif(javascript.CHROMIUM is None, reason="chromium is not installed")
+def test_javascript_gives_the_same_in_a_browser(options: dict[str, Any], modules: Path, tmp_path: Path) -> None:
+    check_javascript("skip", options, IN_BROWSER, tmp_path, modules)
 
 
 def test_a_program_suits_a_file_of_one_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,6 +190,15 @@ def test_a_program_suits_a_file_of_one_precision(tmp_path: Path, monkeypatch: py
     ours, bare, _ = programs(card)
     assert "embed(" not in ours and run(ours)["vectors"].dtype == np.float16
     assert run(bare)["inputs"]["state.hidden"].dtype == np.float16
+
+
+def test_javascript_suits_a_file_of_fp16(modules: Path, tmp_path: Path) -> None:
+    card = model_card(*export(tmp_path, "skip", ("fp16",), stateful=True))
+    found = javascript_arrays(card, SENTENCES, "onnxruntime-node", tmp_path, modules)
+    elmo = OnnxElmo(tmp_path)
+    for name, array in elmo.run(**elmo.inputs(SENTENCES)).items():
+        assert found[name].dtype == array.dtype
+        assert np.linalg.norm(found[name] * 1.0 - array) <= 2e-3 * np.linalg.norm(array * 1.0), name
 
 
 @pytest.fixture(scope="module")
