@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from structure import imports
 from tiny_models import MODELS
 
 from flashelmo.cli.terminal import as_options
@@ -154,6 +153,17 @@ def modules(part: str) -> list[tuple[str, ast.Module]]:
         name = ".".join((part, *path.relative_to(folder).with_suffix("").parts)).removesuffix(".__init__")
         found.append((name, ast.parse(path.read_text(encoding="utf-8"), filename=str(path))))
     return found
+
+
+def imports(tree: ast.AST) -> set[str]:
+    """Dotted names of what is imported anywhere in it, in functions and under TYPE_CHECKING too."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
 
 
 def imports_when_imported(tree: ast.AST) -> set[str]:
