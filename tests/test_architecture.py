@@ -81,6 +81,8 @@ WINGS = {
 }
 # Modules that are built on an optional package and import it at their top; all others wait until it is used.
 BUILT_ON = {
+    "engine.reference": {"torch"},
+    "engine.training": {"torch"},
     "engine.reference.elmo": {"torch"},
     "engine.reference.scalar_mix": {"torch"},
     "engine.cuda.compute": {"torch"},

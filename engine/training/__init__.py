@@ -21,3 +21,10 @@ evaluate.py     log-probabilities and perplexity
 language_model.py  a trained model's log-probabilities, from Python
 results.py      the folder that a run leaves: weights, softmax, curve, card
 """
+
+from flashelmo.engine.errors import MissingExtraError
+
+try:
+    import torch  # noqa: F401 (before any module here)
+except ImportError as error:
+    raise MissingExtraError("torch", "torch", "training") from error

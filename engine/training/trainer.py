@@ -16,7 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flashelmo.engine.errors import FlashElmoError, MissingExtraError
+import torch
+
+from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints import load_model
 from flashelmo.engine.model.checkpoints.files import check_replaceable, new_folder
 from flashelmo.engine.model.config import ElmoConfig
@@ -44,12 +46,6 @@ from flashelmo.engine.training.task import (
     open_corpus,
     sums_of,
 )
-
-try:
-    import torch
-except ImportError as error:
-    raise MissingExtraError("torch", "torch", "training") from error
-
 
 logger = logging.getLogger("flashelmo")
 
