@@ -11,7 +11,6 @@ optimizers.py   Adagrad as published, Adam; the learning rate's schedule
 step.py         one training step, which on a card is captured as a CUDA graph
 checkpoint.py   what a run is resumed from, and when the next one is written
 identity.py     what identifies a run, and the lock that keeps others out
-interrupts.py   lets Ctrl-C take effect only between steps
 task.py         what is trained on what: the corpus, the device, the vocabulary
 initial.py      the weights with which a run begins
 processes.py    several processes that train one model
