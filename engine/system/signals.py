@@ -18,7 +18,7 @@ def stop_signals() -> list[int]:
 
 
 @contextmanager
-def handled(numbers: Sequence[int], handler: Callable[[int, Any], None]) -> Iterator[dict[int, Any]]:
+def handled(numbers: Sequence[int], handler: Callable[[int, Any], None] | signal.Handlers) -> Iterator[dict[int, Any]]:
     """Handle them this way during the block, which gets the handlers that they had, by number."""
     handlers: dict[int, Any] = {}
     try:
