@@ -29,7 +29,6 @@ LONG = (
     "test_docs",
     "test_onnx_fresh",
     "test_benchmarks",
-    "test_onnx_benchmark",
     "test_fuzz",
     "test_kernel_ptx",
     "test_training",

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from structure import imports
 from tiny_models import MODELS
 
 from flashelmo.cli.terminal import as_options
@@ -80,10 +79,11 @@ WINGS = {
     "arrays": set(),
     "errors": set(),
 }
-# Modules that are built on an optional package and import it at their top; all others wait until it is used.
+# Modules, and folders of them, that are built on an optional package and import it at their top; all others wait until
+# it is used.
 BUILT_ON = {
-    "engine.reference.elmo": {"torch"},
-    "engine.reference.scalar_mix": {"torch"},
+    "engine.reference": {"torch"},
+    "engine.training": {"torch"},
     "engine.cuda.compute": {"torch"},
     "engine.cuda.executor": {"torch"},
     "engine.cuda.cuda_graphs": {"torch"},
@@ -97,41 +97,13 @@ BUILT_ON = {
     "engine.cpu.openvino": {"openvino"},
     "engine.cpu.ort": {"onnxruntime"},
     "engine.cpu.sessions": {"onnxruntime"},
-    "engine.reference.padding": {"torch"},
-    "engine.reference.reference": {"torch"},
-    "engine.reference.torch_layers": {"torch"},
-    "engine.reference.trainable": {"torch"},
-    "engine.training.checkpoint": {"torch"},
-    "engine.training.evaluate": {"torch"},
-    "engine.training.model": {"torch"},
-    "engine.training.optimizers": {"torch"},
-    "engine.training.processes": {"torch"},
-    "engine.training.recurrence": {"torch"},
-    "engine.training.softmax": {"torch"},
-    "engine.training.spelling": {"torch"},
-    "engine.training.step": {"torch"},
-    "engine.training.task": {"torch"},
-    "engine.training.trainer": {"torch"},
     "export.open_session": {"onnxruntime"},
     "face.integrations.flair": {"torch"},
     "face.integrations.sentence_transformers": {"torch"},
     "face.client": {"httpx", "tenacity"},
-    "face.serve.app": {"fastapi", "prometheus_client", "starlette"},
-    "face.serve.endpoint": {"fastapi"},
-    "face.serve.errors": {"fastapi", "starlette"},
-    "face.serve.formats": {"fastapi", "orjson"},
-    "face.serve.guard": {"starlette"},
-    "face.serve.infer": {"fastapi", "orjson", "pydantic"},
-    "face.serve.tensors": {"fastapi", "orjson"},
-    "face.serve.metrics": {"prometheus_client"},
-    "face.serve.on_ray": {"fastapi"},
-    "face.serve.openai": {"fastapi", "orjson"},
-    "face.serve.schemas": {"pydantic"},
-    "face.serve.server": {"uvicorn"},
+    "face.serve": {"fastapi", "orjson", "prometheus_client", "pydantic", "starlette", "uvicorn"},
 }
-OPTIONAL = {"torch", "triton", "onnxruntime", "openvino", "ray"} | {
-    *("fastapi", "httpx", "orjson", "prometheus_client", "pydantic", "starlette", "tenacity", "uvicorn")
-}
+OPTIONAL = {"torch", "triton", "onnxruntime", "openvino", "ray", *BUILT_ON["face.client"], *BUILT_ON["face.serve"]}
 OTHER_NAMES = {"sklearn": "scikit-learn"}  # of packages that may be absent: as they are imported, as installed
 HEAVY = OPTIONAL | {"h5py", "numpy", "onnx", "pyarrow", "safetensors", "typer", "rich"}
 IMPORT_SECONDS = 0.3
@@ -154,6 +126,17 @@ def modules(part: str) -> list[tuple[str, ast.Module]]:
         name = ".".join((part, *path.relative_to(folder).with_suffix("").parts)).removesuffix(".__init__")
         found.append((name, ast.parse(path.read_text(encoding="utf-8"), filename=str(path))))
     return found
+
+
+def imports(tree: ast.AST) -> set[str]:
+    """Dotted names of what is imported anywhere in it, in functions and under TYPE_CHECKING too."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
 
 
 def imports_when_imported(tree: ast.AST) -> set[str]:
@@ -328,7 +311,7 @@ def test_the_kernels_tests_are_skipped_without_triton(root: Path) -> None:
 def test_optional_packages_are_imported_on_use(part: str) -> None:
     for name, tree in modules(part):
         found = top_level(imports_when_imported(tree)) & OPTIONAL
-        allowed = BUILT_ON.get(name, set())
+        allowed = {each for path, names in BUILT_ON.items() if f"{name}.".startswith(f"{path}.") for each in names}
         assert found <= allowed, f"{name} imports {sorted(found - allowed)} as soon as it is imported"
 
 

@@ -50,6 +50,7 @@ from flashelmo.engine.sinks.files import NewFile
 
 TEXT = "\n".join(LINES) + "\n"
 OUTPUTS = [Output(), Output("top", "float16"), Output((0, 2), pool="mean"), Output("average", pool="mean")]
+Run = Callable[..., Report]
 Usage = namedtuple("Usage", "total used free")
 
 
@@ -59,7 +60,7 @@ def embedder() -> ElmoEmbedder:
 
 
 @pytest.fixture
-def run(embedder: ElmoEmbedder, text_file: Path, tmp_path: Path) -> Callable[..., Report]:
+def run(embedder: ElmoEmbedder, text_file: Path, tmp_path: Path) -> Run:
     """Embed the text into the folder of a name, five records a shard."""
 
     def embed(name: str = "out", output: Output | None = None, reader: Reader | None = None, **options: Any) -> Report:
@@ -86,7 +87,7 @@ def vectors(embedder: ElmoEmbedder, output: Output) -> list[Any]:
 @pytest.mark.parametrize("shard_format", ["native", "parquet"])
 @pytest.mark.parametrize("boundaries", [False, True])
 def test_what_is_read_back_is_what_the_embedder_gives(
-    tmp_path: Path, run: Callable[..., Report], output: Output, shard_format: str, boundaries: bool
+    tmp_path: Path, run: Run, output: Output, shard_format: str, boundaries: bool
 ) -> None:
     embedder = ElmoEmbedder(
         MODELS["skip"], device="cpu", threads=1, window_tokens=7, keep_sentence_boundaries=boundaries
@@ -115,7 +116,7 @@ def test_what_is_read_back_is_what_the_embedder_gives(
 
 @pytest.mark.parametrize("shard_format", ["native", "parquet"])
 def test_a_copy_in_another_process_opens_the_folder_itself(
-    tmp_path: Path, run: Callable[..., Report], monkeypatch: pytest.MonkeyPatch, shard_format: str
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch, shard_format: str
 ) -> None:
     run(format=shard_format)
     monkeypatch.chdir(tmp_path)
@@ -130,7 +131,7 @@ def test_a_copy_in_another_process_opens_the_folder_itself(
             np.testing.assert_array_equal(one, each)
 
 
-def test_others_read_the_files(tmp_path: Path, run: Callable[..., Report], embedder: ElmoEmbedder) -> None:
+def test_others_read_the_files(tmp_path: Path, run: Run, embedder: ElmoEmbedder) -> None:
     run()
     run("parquet", Output("top"), format="parquet")
     expected = vectors(embedder, Output())
@@ -148,7 +149,7 @@ def test_others_read_the_files(tmp_path: Path, run: Callable[..., Report], embed
 
 
 def test_row_groups_are_bounded(
-    tmp_path: Path, run: Callable[..., Report], embedder: ElmoEmbedder, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, run: Run, embedder: ElmoEmbedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(parquet_shard, "GROUP_BYTES", 4 * 3 * 8 * 4)
     run(format="parquet", shard_records=24)
@@ -158,9 +159,7 @@ def test_row_groups_are_bounded(
         np.testing.assert_allclose(one, other, atol=1e-6)
 
 
-def test_what_is_not_finished_is_told(
-    tmp_path: Path, run: Callable[..., Report], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_is_not_finished_is_told(tmp_path: Path, run: Run, caplog: pytest.LogCaptureFixture) -> None:
     run()
     assert len(open_embeddings(tmp_path / "out")) == len(LINES) and not caplog.records
     for number in (4, 1):  # the end, and a gap
@@ -177,7 +176,7 @@ def test_what_is_not_finished_is_told(
             use(tmp_path / "o\udcff")
 
 
-def test_of_records_with_one_id_the_first_is_found(tmp_path: Path, run: Callable[..., Report]) -> None:
+def test_of_records_with_one_id_the_first_is_found(tmp_path: Path, run: Run) -> None:
     path = tmp_path / "r.jsonl"
     path.write_text("".join(json.dumps({"text": text, "id": "a"}) + "\n" for text in ("the cat", "cat sat on")))
     for size in (1, 5):
@@ -186,9 +185,7 @@ def test_of_records_with_one_id_the_first_is_found(tmp_path: Path, run: Callable
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
-def test_a_pipe_is_read_to_its_end(
-    tmp_path: Path, embedder: ElmoEmbedder, run: Callable[..., Report], suffix: str
-) -> None:
+def test_a_pipe_is_read_to_its_end(tmp_path: Path, embedder: ElmoEmbedder, run: Run, suffix: str) -> None:
     """By a name of its own, as a shell's <(...) has; it cannot be read again, so that nobody looks at its beginning."""
     run("whole", shard_records=None)
     pipe = tmp_path / f"pipe{suffix}"
@@ -226,9 +223,7 @@ def test_a_file_that_the_shell_opened_is_read_once(
 
 
 @pytest.mark.parametrize("n_lines", [0, 5, 10, 11])
-def test_inputs_of_any_length_come_to_an_end(
-    tmp_path: Path, text_file: Path, run: Callable[..., Report], n_lines: int
-) -> None:
+def test_inputs_of_any_length_come_to_an_end(tmp_path: Path, text_file: Path, run: Run, n_lines: int) -> None:
     text_file.write_text("a b\n" * n_lines)
     report = run()
     assert (report.records, report.shards) == (n_lines, max(1, -(-n_lines // 5)))
@@ -237,7 +232,7 @@ def test_inputs_of_any_length_come_to_an_end(
     assert run(resume=True).kept == report.shards and contents(tmp_path / "out") == before
 
 
-def test_skipped_records_are_told_and_counted(tmp_path: Path, text_file: Path, run: Callable[..., Report]) -> None:
+def test_skipped_records_are_told_and_counted(tmp_path: Path, text_file: Path, run: Run) -> None:
     text_file.write_bytes(b"a\nb\xff\nc\nd\n\xff\n\xff\n\xff\n\xff\n\xff\n\xff\ne\n")
     report = run(errors="skip")
     report.write(tmp_path / "report.json", tmp_path / "out")
@@ -256,14 +251,14 @@ def test_skipped_records_are_told_and_counted(tmp_path: Path, text_file: Path, r
         found[1.5]  # type: ignore[call-overload]
 
 
-def test_tokens_may_be_left_out(tmp_path: Path, run: Callable[..., Report]) -> None:
+def test_tokens_may_be_left_out(tmp_path: Path, run: Run) -> None:
     run(keep_tokens=False)
     assert pq.read_schema(tmp_path / "out" / "shard-00000000.parquet").names == ["record", "id", "n_tokens", "row"]
     with pytest.raises(FlashElmoError, match=r"shard-00000000.parquet: expected a column tokens, found record, id"):
         open_embeddings(tmp_path / "out").tokens(0)
 
 
-def test_the_report_tells_what_was_done(run: Callable[..., Report]) -> None:
+def test_the_report_tells_what_was_done(run: Run) -> None:
     places: list[tuple[float, float]] = []
     report = run(on_progress=lambda n_bytes, n_tokens: places.append((n_bytes, n_tokens)))
     assert (report.tokens, report.skipped, report.kept) == (len(TEXT.split()), 0, 0)
@@ -301,53 +296,36 @@ def without_sum(content: bytes) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("shard_format", ["native", "parquet"])
-def test_damage_is_found_and_mended(tmp_path: Path, run: Callable[..., Report], shard_format: str) -> None:
+def test_damage_is_found_and_mended(tmp_path: Path, run: Run, shard_format: str) -> None:
     out, options = tmp_path / "out", {"format": shard_format}
     run(**options)
     before = contents(out)
     data = "shard-00000001.safetensors" if shard_format == "native" else "shard-00000001.parquet"
-    entry = before["shard-00000001.json"]
+    one = "shard-00000001.json"
+    entry = before[one]
 
     def changed(content: bytes) -> bytes:
         return content[:-9] + bytes([content[-9] ^ 1]) + content[-8:]
 
+    no_entry = f"{one}: expected a finished shard's entry, found something else"
     damages: list[tuple[dict[str, bytes | None], str]] = [
         ({data: changed(before[data])}, f"{data}: expected sha256"),
         ({data: before[data][:-1]}, f"{data}: expected {len(before[data])} bytes, found {len(before[data]) - 1}"),
         ({data: None}, f"{data}: expected a file, found none"),
         ({"shard-00000002.json": None}, "shard-00000002: expected a finished shard, found none"),
         ({"shard-00000004.json": None}, "shard-00000004: expected a shard at the input's end, found none; resume=True"),
+        ({one: b"{"}, no_entry),
+        ({one: entry.replace(b'"last"', b'"least"')}, no_entry),
+        ({one: entry.replace(b'"skipped": []', b'"skipped": 0')}, no_entry),
+        ({one: before["shard-00000002.json"]}, f"{one}: expected the entry of shard 1"),
+        ({one: entry.replace(b'"rows": 14', b'"rows": 15')}, no_entry),
+        ({one: entry.replace(b'"skipped": []', b'"skipped": ["x"]')}, no_entry),
         (
-            {"shard-00000001.json": b"{"},
-            "shard-00000001.json: expected a finished shard's entry, found something else",
+            {one: json.dumps(without_sum(entry)).encode().replace(b'"shard-00000001.parquet"', b'"../text.txt"')},
+            f"{one}: expected the entry of shard 1, found another",
         ),
         (
-            {"shard-00000001.json": entry.replace(b'"last"', b'"least"')},
-            "shard-00000001.json: expected a finished shard's entry, found something else",
-        ),
-        (
-            {"shard-00000001.json": entry.replace(b'"skipped": []', b'"skipped": 0')},
-            "shard-00000001.json: expected a finished shard's entry, found something else",
-        ),
-        ({"shard-00000001.json": before["shard-00000002.json"]}, "shard-00000001.json: expected the entry of shard 1"),
-        (
-            {"shard-00000001.json": entry.replace(b'"rows": 14', b'"rows": 15')},
-            "shard-00000001.json: expected a finished shard's entry, found something else",
-        ),
-        (
-            {"shard-00000001.json": entry.replace(b'"skipped": []', b'"skipped": ["x"]')},
-            "shard-00000001.json: expected a finished shard's entry, found something else",
-        ),
-        (
-            {
-                "shard-00000001.json": json.dumps(without_sum(entry))
-                .encode()
-                .replace(b'"shard-00000001.parquet"', b'"../text.txt"')
-            },
-            "shard-00000001.json: expected the entry of shard 1, found another",
-        ),
-        (
-            {"shard-00000001.json": json.dumps({**without_sum(entry), "tokens": 15}).encode()},
+            {one: json.dumps({**without_sum(entry), "tokens": 15}).encode()},
             "shard-00000001.parquet: expected 5 records of 15 tokens, found 5 of 14",
         ),
     ]
@@ -359,12 +337,12 @@ def test_damage_is_found_and_mended(tmp_path: Path, run: Callable[..., Report], 
         if "tokens" not in problem:  # sums are right there
             assert run(resume=True, **options).shards == 1
         else:
-            (out / "shard-00000001.json").write_bytes(before["shard-00000001.json"])
+            (out / one).write_bytes(entry)
         assert contents(out) == before and verify(out) == []
 
 
 @pytest.mark.parametrize("options", [{}, {"output": Output("top", pool="mean")}, {"format": "parquet"}], ids=str)
-def test_who_reads_a_damaged_file_names_it(tmp_path: Path, run: Callable[..., Report], options: dict[str, Any]) -> None:
+def test_who_reads_a_damaged_file_names_it(tmp_path: Path, run: Run, options: dict[str, Any]) -> None:
     run(**options)
     out = tmp_path / "out"
     before = contents(out)
@@ -391,9 +369,7 @@ def test_who_reads_a_damaged_file_names_it(tmp_path: Path, run: Callable[..., Re
         (out / name).write_bytes(before[name])
 
 
-def test_a_number_of_records_that_no_shard_has_is_refused(
-    tmp_path: Path, text_file: Path, run: Callable[..., Report]
-) -> None:
+def test_a_number_of_records_that_no_shard_has_is_refused(tmp_path: Path, text_file: Path, run: Run) -> None:
     run()
     for found in (None, "5", 0, -5, 5.0, True):
         (tmp_path / "out" / "run.json").write_text(json.dumps({"shard_records": found}), encoding="utf-8")
@@ -403,7 +379,7 @@ def test_a_number_of_records_that_no_shard_has_is_refused(
             make_plan(Corpus(bundled(), str(text_file), tmp_path / "out"), resume=True)
 
 
-def test_a_gap_is_told_by_its_ends(tmp_path: Path, run: Callable[..., Report]) -> None:
+def test_a_gap_is_told_by_its_ends(tmp_path: Path, run: Run) -> None:
     run()
     for number in (1, 2, 3):
         (tmp_path / "out" / f"shard-0000000{number}.json").unlink()
@@ -415,7 +391,7 @@ def test_a_gap_is_told_by_its_ends(tmp_path: Path, run: Callable[..., Report]) -
         verify(tmp_path)
 
 
-def test_entries_that_do_not_go_together_are_told(tmp_path: Path, run: Callable[..., Report]) -> None:
+def test_entries_that_do_not_go_together_are_told(tmp_path: Path, run: Run) -> None:
     run()
     for number, changes, problems in (
         (
@@ -443,7 +419,7 @@ def test_entries_that_do_not_go_together_are_told(tmp_path: Path, run: Callable[
         path.write_bytes(before)
 
 
-def test_jobs_of_an_array_write_one_jobs_files(tmp_path: Path, run: Callable[..., Report]) -> None:
+def test_jobs_of_an_array_write_one_jobs_files(tmp_path: Path, run: Run) -> None:
     run()
     reports = [run("array", num_shards=3, shard_id=shard_id) for shard_id in (2, 0, 1)]
     assert contents(tmp_path / "array") == contents(tmp_path / "out")
@@ -455,7 +431,7 @@ def test_jobs_of_an_array_write_one_jobs_files(tmp_path: Path, run: Callable[...
         run("array", Output(dtype="float16"), num_shards=3, shard_id=0)
 
 
-def test_two_runs_cannot_write_the_same(tmp_path: Path, run: Callable[..., Report]) -> None:
+def test_two_runs_cannot_write_the_same(tmp_path: Path, run: Run) -> None:
     out = tmp_path / "out"
     with locked(out, 1, 0):
         for options in ({}, {"num_shards": 2, "shard_id": 1}, {"overwrite": True}):
@@ -473,7 +449,7 @@ def test_two_runs_cannot_write_the_same(tmp_path: Path, run: Callable[..., Repor
 
 
 def test_another_model_option_or_input_is_refused(
-    tmp_path: Path, text_file: Path, run: Callable[..., Report], embedder: ElmoEmbedder
+    tmp_path: Path, text_file: Path, run: Run, embedder: ElmoEmbedder
 ) -> None:
     run()
     before = contents(tmp_path / "out")
@@ -503,7 +479,7 @@ def test_another_model_option_or_input_is_refused(
 
 
 def test_a_change_in_the_middle_of_a_large_input_is_refused(
-    tmp_path: Path, text_file: Path, run: Callable[..., Report], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, text_file: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("flashelmo.engine.bulk.source.END_BYTES", 8)
     run()
@@ -513,7 +489,7 @@ def test_a_change_in_the_middle_of_a_large_input_is_refused(
         run(resume=True)
 
 
-def test_what_is_there_is_not_overwritten_by_mistake(tmp_path: Path, run: Callable[..., Report]) -> None:
+def test_what_is_there_is_not_overwritten_by_mistake(tmp_path: Path, run: Run) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / ".DS_Store").touch()  # macOS leaves it in any folder that someone looks at
@@ -569,7 +545,7 @@ def test_a_full_disk_ends_the_run_and_keeps_what_is_finished(
     shard_format: str,
     suffixes: tuple[str, ...],
     tmp_path: Path,
-    run: Callable[..., Report],
+    run: Run,
     monkeypatch: pytest.MonkeyPatch,
     no_waiting: None,
 ) -> None:
@@ -617,9 +593,7 @@ def test_an_abandoned_shard_leaves_nothing_and_says_nothing(tmp_path: Path, text
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_shard_is_tried_again(
-    tmp_path: Path, run: Callable[..., Report], monkeypatch: pytest.MonkeyPatch, no_waiting: None
-) -> None:
+def test_a_shard_is_tried_again(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch, no_waiting: None) -> None:
     run("whole")
     left, write = {"shard-00000001.safetensors": 1, "shard-00000003.parquet": 2}, NewFile.write
 
@@ -637,7 +611,7 @@ def test_a_shard_is_tried_again(
 
 
 def test_no_shard_is_lost_that_was_read_when_the_disk_failed(
-    tmp_path: Path, run: Callable[..., Report], monkeypatch: pytest.MonkeyPatch, no_waiting: None
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch, no_waiting: None
 ) -> None:
     """It fails before anything is written, and then twice at one shard, behind which all others have been read."""
     left, usage, write = [1, 2], shutil.disk_usage, NewFile.write
@@ -682,9 +656,7 @@ class Unsteady:
         self._reader.close()
 
 
-def test_an_input_that_is_lost_is_tried_again(
-    tmp_path: Path, text_file: Path, run: Callable[..., Report], no_waiting: None
-) -> None:
+def test_an_input_that_is_lost_is_tried_again(tmp_path: Path, text_file: Path, run: Run, no_waiting: None) -> None:
     run("whole")
     assert run(reader=Unsteady(open_reader(text_file), {1, 2, 5, 9})).shards == 5
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
@@ -694,7 +666,7 @@ def test_an_input_that_is_lost_is_tried_again(
 
 
 def test_a_record_that_cannot_be_read_stops_the_run_behind_what_is_finished(
-    tmp_path: Path, text_file: Path, run: Callable[..., Report]
+    tmp_path: Path, text_file: Path, run: Run
 ) -> None:
     text_file.write_bytes(b"a b\n" * 12 + b"a \xff\n")
     with pytest.raises(FlashElmoError, match=r"text.txt: line 13, byte 3: expected UTF-8, found 0xff"):
@@ -708,7 +680,7 @@ def test_a_record_that_cannot_be_read_stops_the_run_behind_what_is_finished(
 
 @pytest.mark.parametrize("shard_records", [5, None])
 def test_a_run_that_fails_before_its_first_shard_leaves_no_folder(
-    tmp_path: Path, run: Callable[..., Report], shard_records: int | None
+    tmp_path: Path, run: Run, shard_records: int | None
 ) -> None:
     bad = tmp_path / "bad.txt"
     bad.write_bytes(b"\xff\n")
@@ -723,9 +695,7 @@ def test_a_run_that_fails_before_its_first_shard_leaves_no_folder(
     assert (tmp_path / "new").exists()
 
 
-def test_nothing_is_removed_for_an_input_that_cannot_be_read(
-    tmp_path: Path, text_file: Path, run: Callable[..., Report]
-) -> None:
+def test_nothing_is_removed_for_an_input_that_cannot_be_read(tmp_path: Path, text_file: Path, run: Run) -> None:
     run()
     before = contents(tmp_path / "out")
     for name in ("jsonl", "parquet"):
@@ -734,7 +704,7 @@ def test_nothing_is_removed_for_an_input_that_cannot_be_read(
         assert contents(tmp_path / "out") == before
 
 
-def test_a_folder_without_a_finished_shard_is_begun_anew(tmp_path: Path, run: Callable[..., Report]) -> None:
+def test_a_folder_without_a_finished_shard_is_begun_anew(tmp_path: Path, run: Run) -> None:
     (tmp_path / "out").mkdir()
     with pytest.raises(FlashElmoError, match="records 0 to 4: expected values within float16's range"):
         run(output=Output(mix=(1e6, 1e6, 1e6), dtype="float16"))
@@ -743,7 +713,7 @@ def test_a_folder_without_a_finished_shard_is_begun_anew(tmp_path: Path, run: Ca
 
 
 def test_a_disk_that_is_too_small_is_told_before_anything_is_written(
-    tmp_path: Path, text_file: Path, run: Callable[..., Report], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, text_file: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reader: Any = open_reader(text_file)
     reader.n_bytes = len(TEXT.encode()) * 1000
@@ -758,9 +728,7 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_written(
     assert run(reader=reader, resume=True).shards == 5
 
 
-def test_the_disk_is_judged_by_a_compressed_text_too(
-    tmp_path: Path, run: Callable[..., Report], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_disk_is_judged_by_a_compressed_text_too(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "large.txt.gz"
     path.write_bytes(gzip.compress(TEXT.encode() * 100))
     needed = len(TEXT.split()) * 3 * 8 * 4 * 100
@@ -881,7 +849,7 @@ def test_a_report_is_no_shard_where_case_is_ignored(here: Path, monkeypatch: pyt
     ("name", "told"), [("absent.txt", "absent.txt: No such file"), ("model", "model: Is a directory")]
 )
 def test_an_input_that_is_not_there(
-    here: Path, run: Callable[..., Report], capfd: pytest.CaptureFixture[str], name: str, told: str
+    here: Path, run: Run, capfd: pytest.CaptureFixture[str], name: str, told: str
 ) -> None:
     assert main(["embed", name, "out", "--model", "model", "-q"]) == 1
     assert capfd.readouterr().err.startswith(f"flashelmo: {told}") and not (here / "out").exists()
@@ -891,9 +859,7 @@ def test_an_input_that_is_not_there(
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="tells files by /proc")
-def test_a_files_name_stands_for_what_is_on_the_disk(
-    tmp_path: Path, run: Callable[..., Report], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_files_name_stands_for_what_is_on_the_disk(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     run("whole")
     done: list[str] = []
     fsync, replace = os.fsync, os.replace

@@ -525,7 +525,7 @@ def test_missing_torch_names_the_extra():
     code = "import sys; sys.modules['torch'] = None\nimport flashelmo.engine.reference.elmo"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 1
-    assert "MissingExtraError: the module Elmo needs the package torch" in result.stderr
+    assert "MissingExtraError: the module Elmo, or the PyTorch reference, needs the package torch" in result.stderr
     assert "pip install 'flashelmo[torch]'" in result.stderr
 
 

@@ -344,7 +344,7 @@ def test_an_absent_package_names_its_extra(
     runtime: RuntimeName, package: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in [
-        name for name in sys.modules if name.startswith(("flashelmo.engine.cpu.", "flashelmo.engine.reference."))
+        name for name in sys.modules if name.startswith(("flashelmo.engine.cpu.", "flashelmo.engine.reference"))
     ]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, package, None)

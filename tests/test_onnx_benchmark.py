@@ -1,9 +1,11 @@
 """The benchmark of exported files: every section on a tiny model."""
 
+import pickle
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -44,16 +46,28 @@ def settings(folder: Path) -> Settings:
     return replace(few, text=folder / "text.txt", sample_seconds=0.001, peak_seconds=0.001, sentences=4)
 
 
+class InProcess(Here):
+    """A worker without a process, made of what one would be made of there."""
+
+    process = SimpleNamespace(is_alive=lambda: True)
+
+    def __init__(self, *making: Any) -> None:
+        super().__init__(*pickle.loads(pickle.dumps(making)))
+
+
 @pytest.fixture
 def _in_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No processes, no pauses, small peaks."""
     threads = torch.get_num_threads()
-    in_process = type("InProcess", (Here,), {"process": SimpleNamespace(is_alive=lambda: True)})
-    monkeypatch.setattr("flashelmo.benchmarks.worker.Worker", in_process)
+    monkeypatch.setattr("flashelmo.benchmarks.worker.Worker", InProcess)
     monkeypatch.setattr("flashelmo.benchmarks.worker.PAUSE", 0)
     monkeypatch.setattr(roofline, "SHAPES", ((32, 64, 64),))
     yield
     torch.set_num_threads(threads)
+
+
+def on_processor(folder: Path, precision: PrecisionName) -> Way:
+    return engine(folder, {"precision": precision, "runtime": "ort"})
 
 
 def by_name(rows: list[Row], section: str, detail: str | None = None) -> dict[str, Row]:
@@ -100,11 +114,8 @@ def test_the_section_of_a_card(exported: Subject, settings: Settings, monkeypatc
         (row,) = suite.measure_cuda(exported, settings)
         assert (row.name, row.note) == ("onnx on a card", "this ONNX Runtime has no CUDA provider")
 
-    def native(folder: Path, precision: PrecisionName) -> Way:
-        return engine(folder, {"precision": precision, "runtime": "ort"})
-
     monkeypatch.setattr(suite, "PROVIDER", "CPUExecutionProvider")
-    monkeypatch.setattr(suite, "native_on_card", native)
+    monkeypatch.setattr(suite, "native_on_card", on_processor)
     rows = suite.measure_cuda(exported, settings)
     for size in ("1 sentence", "40 sentences"):
         found = by_name(rows, "cuda", size)
@@ -119,6 +130,7 @@ def test_the_section_of_a_card(exported: Subject, settings: Settings, monkeypatc
     assert {f"batch40_steps{steps}.onnx", "batch32_steps16.onnx"} < files
 
 
+@pytest.mark.usefixtures("_in_process")
 def test_a_run_from_the_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "onnx" / "tiny.json"
     given = f"onnx --quick --threads 1 --models {folder / 'tiny'} --only speed,load,cuda --out {out}"

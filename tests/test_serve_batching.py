@@ -44,6 +44,12 @@ def scene(**settings: Any) -> Callable[[Scene], Callable[[Path], None]]:
     return of
 
 
+async def finish(worker: FakeWorker, error: str = "") -> None:
+    """It answers its oldest window, and everybody takes note."""
+    worker.finish(error)
+    await settle()
+
+
 def lengths(worker: FakeWorker) -> list[int]:
     return [len(tokens) for tokens in worker.sentences()]
 
@@ -83,11 +89,9 @@ async def test_what_waits_is_one_window(service: Service, worker: FakeWorker, as
     others = [ask(2, 3), ask(0), ask(4)]
     await settle()
     assert lengths(worker) == [1]
-    worker.finish()
-    await settle()
+    await finish(worker)
     assert sorted(lengths(worker)) == [0, 2, 3, 4]
-    worker.finish()
-    await settle()
+    await finish(worker)
     assert [*map(answered, [first, *others])] == [[1], [2, 3], [0], [4]]
     for name, value in {
         "request_queue_duration_count": 4,
@@ -107,16 +111,13 @@ async def test_a_small_request_does_not_wait_for_a_large_one(service: Service, w
     assert lengths(worker) == [5, 5]
     small = ask(3)
     await settle()
-    worker.finish()
-    await settle()
+    await finish(worker)
     assert sorted(lengths(worker)) == [3, 5]
-    worker.finish()
-    await settle()
+    await finish(worker)
     assert small.done() and not large.done()
     while not large.done():
         assert 0 < sum(lengths(worker)) <= 10
-        worker.finish()
-        await settle()
+        await finish(worker)
     assert answered(large) == [5] * 200
 
 
@@ -125,8 +126,7 @@ async def test_requests_for_other_vectors_take_turns(service: Service, worker: F
     first, second = ask(*[4] * 6), ask(*[4] * 6, wanted=MAX)
     await settle()
     while not (first.done() and second.done()):
-        worker.finish()
-        await settle()
+        await finish(worker)
     assert [len(window) for window in worker.order] == [2] * 6
     mean, most = MEAN.output, MAX.output
     assert worker.outputs == [mean, mean, most, mean, most, most], "the first was sent before the other came"
@@ -139,8 +139,7 @@ async def test_a_long_sentence_is_a_window_by_itself(service: Service, worker: F
     seen = []
     while worker.held:
         seen.append(sorted(lengths(worker)))
-        worker.finish()
-        await settle()
+        await finish(worker)
     assert seen == [[50], [1], [60]] and all(task.done() for task in tasks)
 
 
@@ -150,10 +149,8 @@ async def test_after_a_full_window_others_are_waited_for_a_moment(
 ) -> None:
     tasks = [ask(1) for _ in range(9)]
     await settle()
-    worker.finish()
-    await settle()
-    worker.finish()
-    await settle()
+    await finish(worker)
+    await finish(worker)
     assert all(task.done() for task in tasks) and not worker.held
     late = ask(1)
     await settle()
@@ -161,8 +158,7 @@ async def test_after_a_full_window_others_are_waited_for_a_moment(
     more = [ask(1) for _ in range(3)]
     await settle()
     assert len(lengths(worker)) == 4
-    worker.finish()
-    await settle()
+    await finish(worker)
     assert late.done() and all(task.done() for task in more)
     late = ask(1)
     await asyncio.sleep(0.1)
@@ -181,8 +177,7 @@ async def test_a_request_that_is_cancelled_leaves_the_line(service: Service, wor
     await settle()
     assert waiting(service) == 1
     while worker.held:
-        worker.finish()
-        await settle()
+        await finish(worker)
     assert third.done() and len(worker.order) <= 2
 
 
@@ -193,8 +188,7 @@ async def test_a_worker_that_dies_once_costs_nothing(service: Service, worker: F
     worker.die()
     await settle()
     assert lengths(worker) == [1, 2]
-    worker.finish()
-    await settle()
+    await finish(worker)
     assert answered(task) == [1, 2] and figure(service, "request_queue_duration_count") == 1
 
 
@@ -210,8 +204,7 @@ async def test_a_window_that_kills_twice_is_refused_and_others_are_not(
     worker.die()
     await settle()
     assert lengths(worker) == [1]
-    worker.finish()
-    await settle()
+    await finish(worker)
     assert answered(good) == [1]
     with pytest.raises(Refused, match="worker: died twice on this request") as refused:
         await bad
@@ -229,8 +222,7 @@ async def test_what_shares_a_worker_with_what_kills_it_is_answered(
     bad = ask(7)
     good.append(ask(1))
     await settle()
-    worker.finish()
-    await settle()
+    await finish(worker)
     assert lengths(worker) == [8, 7, 1]
     for _ in range(6):
         await settle()
@@ -249,13 +241,10 @@ async def test_an_overflow_is_the_error_of_its_request_alone(service: Service, w
     await settle()
     tasks = [ask(2), ask(3), ask(4)]
     await settle()
-    worker.finish()
-    await settle()
-    worker.finish("an overflow")
-    await settle()
+    await finish(worker)
+    await finish(worker, "an overflow")
     while worker.held:
-        worker.finish("an overflow" if lengths(worker) == [3] else "")
-        await settle()
+        await finish(worker, "an overflow" if lengths(worker) == [3] else "")
     assert [answered(task) for task in (first, tasks[0], tasks[2])] == [[1], [2], [4]]
     with pytest.raises(Refused, match="an overflow") as refused:
         await tasks[1]
@@ -266,8 +255,7 @@ async def test_an_overflow_is_the_error_of_its_request_alone(service: Service, w
 async def test_an_overflow_names_the_requests_sentence(service: Service, worker: FakeWorker, ask: Any) -> None:
     task = ask(3, 3, 3, 3)
     await settle()
-    worker.finish()
-    await settle()
+    await finish(worker)
     assert lengths(worker) == [3, 3]
     worker.finish("sentence 1 ('a a a'): an overflow")
     with pytest.raises(Refused, match=r"^424: sentence 3 \('a a a'\): an overflow$"):
@@ -282,8 +270,7 @@ async def test_a_card_has_its_next_window_at_hand(service: Service, worker: Fake
         tasks.append(ask(n))
         await settle()
     assert lengths(worker) == [1, 2]
-    worker.finish()
-    await settle()
+    await finish(worker)
     assert lengths(worker) == [2, 3]
     worker.finish()
     worker.finish()
@@ -302,8 +289,7 @@ async def test_two_devices_share_a_request_and_one_does_what_the_other_lost(
     other.is_ready = False
     other.die()
     while worker.held:
-        worker.finish()
-        await settle()
+        await finish(worker)
     assert answered(task) == [4, 4, 4] and len(worker.order) == 3 and not other.held
 
 

@@ -41,6 +41,11 @@ def curve(folder: Path) -> list[tuple[int, float, float]]:
     return [(point["step"], point["forward"], point["backward"]) for point in points]
 
 
+@pytest.fixture
+def task(text_file: Path, tmp_path: Path) -> Task:
+    return Task([text_file], tmp_path / "model", CONFIG)
+
+
 def test_a_run_leaves_a_model_that_everything_reads(text_file: Path, tmp_path: Path) -> None:
     output = tmp_path / "model"
     task = Task(
@@ -129,6 +134,7 @@ def step_that(does: Callable[[TrainingStep], None], n: int, monkeypatch: pytest.
 
 @pytest.mark.parametrize(("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
 def test_an_interrupted_run_saves_the_step_that_it_is_in(
+    task: Task,
     text_file: Path,
     tmp_path: Path,
     number: int,
@@ -137,7 +143,7 @@ def test_an_interrupted_run_saves_the_step_that_it_is_in(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     train(Task([text_file], tmp_path / "whole", CONFIG), SETTINGS)
-    task, before = Task([text_file], tmp_path / "out", CONFIG), signal.getsignal(number)
+    before = signal.getsignal(number)
     with monkeypatch.context() as patched, pytest.raises(raised):
         step_that(lambda step: os.kill(os.getpid(), number), 5, patched)
         train(task, SETTINGS)
@@ -145,11 +151,11 @@ def test_an_interrupted_run_saves_the_step_that_it_is_in(
     assert [path.name for path in checkpoint.checkpoints(task.work)] == ["step-000000005.pt"]
     assert caplog.messages == ["interrupted: step 5 is saved, and the same command goes on from it"]
     train(task, SETTINGS)
-    assert curve(tmp_path / "out") == curve(tmp_path / "whole")
+    assert curve(tmp_path / "model") == curve(tmp_path / "whole")
 
 
 def test_a_snapshot_that_is_interrupted_is_written_by_the_run_that_goes_on(
-    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write, written = trainer.write_results, list[Path]()
 
@@ -159,7 +165,7 @@ def test_a_snapshot_that_is_interrupted_is_written_by_the_run_that_goes_on(
             raise KeyboardInterrupt
         write(target, *arguments, **options)
 
-    task, settings = Task([text_file], tmp_path / "out", CONFIG), replace(SETTINGS, snapshots=2)
+    settings = replace(SETTINGS, snapshots=2)
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(trainer, "write_results", interrupted)
         train(task, settings)
@@ -170,27 +176,23 @@ def test_a_snapshot_that_is_interrupted_is_written_by_the_run_that_goes_on(
 
 
 def test_an_interrupt_saves_nothing_that_is_not_finite(
-    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    task: Task, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def spoil(step: TrainingStep) -> None:
         next(iter(step.model.parameters())).data.fill_(float("nan"))
         os.kill(os.getpid(), signal.SIGINT)
 
-    task = Task([text_file], tmp_path / "out", CONFIG)
     step_that(spoil, 5, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         train(task, SETTINGS)
     assert not checkpoint.checkpoints(task.work) and "step 5 is not saved, as its loss or" in caplog.text
 
 
-def test_an_error_of_a_step_is_told_whatever_signal_came_with_it(
-    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_error_of_a_step_is_told_whatever_signal_came_with_it(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(step: TrainingStep) -> None:
         os.kill(os.getpid(), signal.SIGINT)
         raise FlashElmoError("a fault")
 
-    task = Task([text_file], tmp_path / "out", CONFIG)
     step_that(fail, 5, monkeypatch)
     with pytest.raises(FlashElmoError, match="a fault"):
         train(task, SETTINGS)
@@ -226,19 +228,19 @@ def test_fine_tuning_begins_where_the_model_stands(text_file: Path, tmp_path: Pa
     train(Task([text_file], tmp_path / "third", start=tmp_path / "published"), replace(SETTINGS, steps=2))
 
 
-def test_adagrad_learns_too(text_file: Path, tmp_path: Path) -> None:
+def test_adagrad_learns_too(task: Task) -> None:
     settings = replace(SETTINGS, optimizer="adagrad", lr=0.1, steps=150, negatives=0)
-    record = train(Task([text_file], tmp_path / "model", CONFIG), settings)
+    record = train(task, settings)
     forward = [point.forward for point in record.points]
     assert np.mean(forward[-10:]) < 0.97 * np.mean(forward[:5])
-    resumed = train(Task([text_file], tmp_path / "model", CONFIG, overwrite=True), settings)
+    resumed = train(replace(task, overwrite=True), settings)
     assert resumed.points == record.points, "a run that is over is not begun again"
 
 
-def test_held_out_sentences_are_not_trained_on(text_file: Path, tmp_path: Path) -> None:
+def test_held_out_sentences_are_not_trained_on(task: Task, text_file: Path) -> None:
     few = read_corpus([text_file]).split(0.999, 0)
     assert len(few[0]) == 1, "something is left to train on"
-    task, settings = Task([text_file], tmp_path / "model", CONFIG), replace(SETTINGS, heldout_share=0.25)
+    settings = replace(SETTINGS, heldout_share=0.25)
     with pytest.raises(FlashElmoError, match="heldout_share: expected one of heldout and heldout_share, found both"):
         train(replace(task, heldout=text_file), settings)
     record = train(task, settings)
@@ -257,10 +259,8 @@ def test_rare_words_are_unknown_to_the_softmax(text_file: Path) -> None:
     assert rows[corpus.words.index("mat")] == 2 and rows[corpus.words.index("cat")] == 5
 
 
-def test_a_softmax_begins_as_the_unigrams(text_file: Path, tmp_path: Path) -> None:
-    record = train(
-        Task([text_file], tmp_path / "model", CONFIG, heldout=text_file), replace(SETTINGS, steps=1, snapshots=1)
-    )
+def test_a_softmax_begins_as_the_unigrams(task: Task, text_file: Path) -> None:
+    record = train(replace(task, heldout=text_file), replace(SETTINGS, steps=1, snapshots=1))
     counts = np.array([*Counter(TEXT.split()).values(), 24 / 2, 24 / 2])  # begin or end: each in one direction
     shares = counts / counts.sum()
     assert record.evaluations[0].step == 0
@@ -280,10 +280,10 @@ def test_bad_corpora_are_one_line(tmp_path: Path) -> None:
         train(task, SETTINGS)
 
 
-def test_vocabularies_need_their_special_words(text_file: Path, tmp_path: Path) -> None:
+def test_vocabularies_need_their_special_words(task: Task, tmp_path: Path) -> None:
     vocabulary = tmp_path / "vocab.txt"
     vocabulary.write_text("<S>\n</S>\nthe\n", encoding="utf-8")
-    task = Task([text_file], tmp_path / "model", CONFIG, vocabulary=vocabulary)
+    task = replace(task, vocabulary=vocabulary)
     with pytest.raises(FlashElmoError, match=r"vocab\.txt: line 3: expected <UNK>, which stands nowhere, found 'the'"):
         train(task, SETTINGS)
     for choosing in (replace(SETTINGS, max_words=5), replace(SETTINGS, min_count=2)):
@@ -305,8 +305,7 @@ def test_vocabularies_need_their_special_words(text_file: Path, tmp_path: Path) 
     assert read_vocabulary(vocabulary, n_rows=7)[6:] == [""], "which bilm-tf counts"
 
 
-def test_a_checkpoint_of_another_run_is_refused(text_file: Path, tmp_path: Path) -> None:
-    task = Task([text_file], tmp_path / "model", CONFIG)
+def test_a_checkpoint_of_another_run_is_refused(task: Task) -> None:
     train(task, SETTINGS)
     saved = checkpoint.checkpoints(task.work)
     with pytest.raises(FlashElmoError, match=r"step-000000012\.pt: expected batch 4, .* 2; to start over, delete"):
@@ -318,8 +317,7 @@ def test_a_checkpoint_of_another_run_is_refused(text_file: Path, tmp_path: Path)
     assert checkpoint.checkpoints(task.work) == saved
 
 
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(text_file: Path, tmp_path: Path) -> None:
-    task = Task([text_file], tmp_path / "model", CONFIG)
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(task: Task) -> None:
     train(task, replace(SETTINGS, save_every=1e-9))
     before, last = checkpoint.checkpoints(task.work)
     last.write_bytes(last.read_bytes()[:1000])
@@ -327,10 +325,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(text_file: Path, tmp_p
     assert before.name == "step-000000011.pt" and points[-1].step == 12
 
 
-def test_a_loss_that_is_not_finite_ends_the_run(
-    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    task = Task([text_file], tmp_path / "model", CONFIG)
+def test_a_loss_that_is_not_finite_ends_the_run(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def read(step: TrainingStep) -> tuple[float, float]:
         losses = true_read(step)
@@ -352,14 +347,14 @@ def test_a_loss_that_is_not_finite_ends_the_run(
     ],
 )
 def test_no_model_is_left_that_nobody_could_read(
-    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, value: float, message: str
+    task: Task, monkeypatch: pytest.MonkeyPatch, dtype: str, value: float, message: str
 ) -> None:
     """Neither of parameters that the last step spoils, nor of some that are too large for float16."""
 
     def spoil(step: TrainingStep) -> None:
         step.optimizer.register_step_post_hook(lambda *_: step.model.tensors["softmax_bias"].data.fill_(value))
 
-    task = Task([text_file], tmp_path / "model", CONFIG, dtype=dtype)
+    task = replace(task, dtype=dtype)
     step_that(spoil, 12, monkeypatch)
     with pytest.raises(FlashElmoError, match=message):
         train(task, SETTINGS)
@@ -367,9 +362,8 @@ def test_no_model_is_left_that_nobody_could_read(
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(
-    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    task: Task, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task = Task([text_file], tmp_path / "model", CONFIG)
     true_save, calls = torch.save, []
 
     def save(values: object, file: object) -> None:
@@ -390,9 +384,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(
     assert [point.forward for point in resumed.points] == [point.forward for point in whole.points]
 
 
-def test_a_full_disk_is_named_where_the_writer_speaks_of_positions(
-    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_named_where_the_writer_speaks_of_positions(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     class FullAfter:
         def __init__(self, file: Any, left: int) -> None:
             self.file, self.left, self.flush = file, left, file.flush
@@ -404,7 +396,6 @@ def test_a_full_disk_is_named_where_the_writer_speaks_of_positions(
             return int(self.file.write(data))
 
     true_save: Any = torch.save
-    task = Task([text_file], tmp_path / "model", CONFIG)
     train(task, replace(SETTINGS, save_every=1e-9))
     saved = {path: path.read_bytes() for path in checkpoint.checkpoints(task.work)}
     monkeypatch.setattr(torch, "save", lambda values, file: true_save(values, FullAfter(file, 40_000)))
@@ -426,10 +417,10 @@ def saved_fingerprint(work: Path) -> dict[str, object]:
     return values
 
 
-def test_a_time_limit_ends_the_run_and_its_decay(text_file: Path, tmp_path: Path) -> None:
+def test_a_time_limit_ends_the_run_and_its_decay(task: Task, text_file: Path, tmp_path: Path) -> None:
     settings = replace(SETTINGS, steps=None, seconds=0.5)
     started = time.monotonic()
-    record = train(Task([text_file], tmp_path / "model", CONFIG), settings)
+    record = train(task, settings)
     assert time.monotonic() - started < 20
     at_once = train(Task([text_file], tmp_path / "at once", CONFIG), replace(settings, seconds=1e-9))
     assert [point.step for point in at_once.points] == [1] and load_model(tmp_path / "at once").config == CONFIG
@@ -475,8 +466,8 @@ def test_bf16_products_learn_the_same(text_file: Path, tmp_path: Path) -> None:
     assert curve(tmp_path / "bf16") != curve(tmp_path / "fp32")
 
 
-def test_devices_that_are_not_there_are_named(text_file: Path, tmp_path: Path) -> None:
+def test_devices_that_are_not_there_are_named(task: Task) -> None:
     for device, message in (("tpu", "expected auto, cpu or cuda, found 'tpu'"), ("meta", "found 'meta'")):
         with pytest.raises(FlashElmoError, match=message):
-            train(Task([text_file], tmp_path / "model", CONFIG), replace(SETTINGS, device=device))
+            train(task, replace(SETTINGS, device=device))
     assert trainer.choose_device("cpu", trainer.Processes()).type == "cpu"

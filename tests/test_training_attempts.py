@@ -30,6 +30,11 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 OFTEN = replace(SETTINGS, save_every=1e-9, log_every=1000)
 
 
+@pytest.fixture
+def task(text_file: Path, tmp_path: Path) -> Task:
+    return Task([text_file], tmp_path / "model", CONFIG)
+
+
 def names(work: Path) -> list[str]:
     return [path.name for path in checkpoint.checkpoints(work)]
 
@@ -46,8 +51,8 @@ def stop_at(step: int, task: Task, settings: Any = OFTEN) -> None:
 
 
 @pytest.mark.parametrize("ends", [False, True])
-def test_a_text_that_changed_and_kept_its_size_is_refused(text_file: Path, tmp_path: Path, ends: bool) -> None:
-    task = Task([text_file], tmp_path / "model", CONFIG, overwrite=True)
+def test_a_text_that_changed_and_kept_its_size_is_refused(task: Task, text_file: Path, ends: bool) -> None:
+    task = replace(task, overwrite=True)
     if ends:
         train(task, SETTINGS)
     else:
@@ -83,10 +88,10 @@ def test_a_vocabulary_and_a_softmax_to_begin_with_are_told_from_others_of_their_
         train(tuned, SETTINGS)
 
 
-def test_a_second_run_into_the_same_folder_is_refused(text_file: Path, tmp_path: Path) -> None:
+def test_a_second_run_into_the_same_folder_is_refused(task: Task, text_file: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.txt"
     other.write_text(TEXT.replace("cat", "pig"), encoding="utf-8")
-    task, refused = Task([text_file], tmp_path / "model", CONFIG), list[str]()
+    refused = list[str]()
 
     def on_progress(progress: Progress) -> None:
         being_written = task.work / f"{checkpoint.TEMPORARY}abc"
@@ -104,9 +109,8 @@ def test_a_second_run_into_the_same_folder_is_refused(text_file: Path, tmp_path:
 
 
 def test_what_killed_runs_left_is_removed_and_a_run_that_fails_at_once_leaves_nothing(
-    text_file: Path, tmp_path: Path
+    task: Task, tmp_path: Path
 ) -> None:
-    task = Task([text_file], tmp_path / "model", CONFIG)
     with pytest.raises(FlashElmoError, match="absent: expected a file of text, found none"):
         train(replace(task, corpus=[tmp_path / "absent"]), SETTINGS)
     assert not task.work.exists()
@@ -128,14 +132,14 @@ def test_what_killed_runs_left_is_removed_and_a_run_that_fails_at_once_leaves_no
     ],
 )
 def test_an_environment_that_is_half_torchruns(
-    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: str | None, message: str
+    task: Task, monkeypatch: pytest.MonkeyPatch, rank: str | None, message: str
 ) -> None:
     for name, value in (("WORLD_SIZE", "2"), ("RANK", rank), ("LOCAL_RANK", None), ("MASTER_ADDR", None)):
         monkeypatch.delenv(name, raising=False)
         if value is not None:
             monkeypatch.setenv(name, value)
     with pytest.raises(FlashElmoError, match=message):
-        train(Task([text_file], tmp_path / "model", CONFIG), SETTINGS)
+        train(task, SETTINGS)
 
 
 def without_others(monkeypatch: pytest.MonkeyPatch) -> dict[str, timedelta]:
@@ -173,7 +177,7 @@ def test_a_process_that_ends_is_told_by_the_others(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_encoded_corpus_is_the_checkpoint_s(
-    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    task: Task, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def rename(old: Path, new: Path) -> None:  # as Windows
         assert not [file.path for file in psutil.Process().open_files() if Path(file.path).is_relative_to(old)]
@@ -184,7 +188,7 @@ def test_the_encoded_corpus_is_the_checkpoint_s(
     other = tmp_path / "other.txt"
     other.write_text("a pig saw it .\n" * 30, encoding="utf-8")
     train(Task([other], tmp_path / "other", CONFIG), OFTEN)
-    task = Task([text_file], tmp_path / "model", CONFIG, overwrite=True)
+    task = replace(task, overwrite=True)
     stop_at(4, task)
     assert names(task.work) == ["step-000000002.pt", "step-000000003.pt"]
     for damage in ("another", "half", "none"):
@@ -222,8 +226,7 @@ def test_another_text_through_the_pipe_is_refused_where_the_old_one_is_lost(text
     assert train(task, OFTEN).points[-1].step == 12
 
 
-def test_a_checkpoint_that_does_not_fit_is_one_line(text_file: Path, tmp_path: Path) -> None:
-    task = Task([text_file], tmp_path / "model", CONFIG)
+def test_a_checkpoint_that_does_not_fit_is_one_line(task: Task) -> None:
     stop_at(4, task)
     path = checkpoint.checkpoints(task.work)[-1]
     values = torch.load(path, weights_only=True)
@@ -241,9 +244,9 @@ def test_a_checkpoint_that_does_not_fit_is_one_line(text_file: Path, tmp_path: P
         train(task, OFTEN)
 
 
-def test_checkpoints_and_snapshots_wait_for_no_point_of_the_curve(text_file: Path, tmp_path: Path) -> None:
+def test_checkpoints_and_snapshots_wait_for_no_point_of_the_curve(task: Task, text_file: Path, tmp_path: Path) -> None:
     train(Task([text_file], tmp_path / "whole", CONFIG), replace(SETTINGS, log_every=1000))
-    task, settings = Task([text_file], tmp_path / "model", CONFIG), replace(OFTEN, snapshots=4)
+    settings = replace(OFTEN, snapshots=4)
     stop_at(9, task, settings)
     assert names(task.work) == ["step-000000007.pt", "step-000000008.pt"]
     assert sorted(path.name for path in (task.work / "snapshots").iterdir()) == ["000", "025", "050"]
@@ -252,11 +255,10 @@ def test_checkpoints_and_snapshots_wait_for_no_point_of_the_curve(text_file: Pat
     assert load_model(tmp_path / "model").sha256 == load_model(tmp_path / "whole").sha256
 
 
-def test_what_is_not_finite_is_not_saved_between_points(text_file: Path, tmp_path: Path) -> None:
+def test_what_is_not_finite_is_not_saved_between_points(task: Task) -> None:
     def spoil(step: TrainingStep) -> None:
         next(iter(step.model.parameters())).data.fill_(float("nan"))
 
-    task = Task([text_file], tmp_path / "model", CONFIG)
     with (
         pytest.MonkeyPatch.context() as patched,
         pytest.raises(FlashElmoError, match="step 12: expected a finite loss"),
@@ -267,14 +269,14 @@ def test_what_is_not_finite_is_not_saved_between_points(text_file: Path, tmp_pat
 
 
 def test_time_that_runs_out_while_a_run_looks_at_its_snapshots_ends_it_behind_a_point(
-    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def is_due(clock: SaveClock, taken: int) -> bool:
         time.sleep(0.1)
         return False
 
     monkeypatch.setattr(SaveClock, "is_due", is_due)
-    record = train(Task([text_file], tmp_path / "model", CONFIG), replace(OFTEN, steps=None, seconds=0.3))
+    record = train(task, replace(OFTEN, steps=None, seconds=0.3))
     assert record.points and record.points[-1].seconds >= 0.3
 
 
@@ -310,12 +312,10 @@ def test_several_processes_seldom_ask_the_clock(monkeypatch: pytest.MonkeyPatch)
     assert np.abs(np.subtract(saved[1], saved[2])).max() < 5 and len(asked) < 60
 
 
-def test_another_held_out_text_is_measured_anew(
-    text_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_another_held_out_text_is_measured_anew(task: Task, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     held_out = tmp_path / "heldout.txt"
     held_out.write_text("the cat sat .\n", encoding="utf-8")
-    task, settings = Task([text_file], tmp_path / "model", CONFIG, heldout=held_out), replace(SETTINGS, snapshots=2)
+    task, settings = replace(task, heldout=held_out), replace(SETTINGS, snapshots=2)
     first = train(task, settings)
     again = train(replace(task, overwrite=True), settings)
     assert again.evaluations == first.evaluations and len(first.evaluations) == 3 and not caplog.messages
@@ -330,16 +330,14 @@ def test_another_held_out_text_is_measured_anew(
     assert not train(replace(task, heldout=None, overwrite=True), settings).evaluations
 
 
-def test_a_corpus_that_a_full_disk_does_not_take_says_so(
-    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_corpus_that_a_full_disk_does_not_take_says_so(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     def save(path: Path, array: object) -> None:
         raise OSError("1000 requested and 17 written")  # as NumPy has it
 
     monkeypatch.setattr(np, "save", save)
     message = r"corpus: cannot be written: 1000 requested and 17 written; [\d,]+ bytes are free there"
     with pytest.raises(FlashElmoError, match=message):
-        train(Task([text_file], tmp_path / "model", CONFIG), SETTINGS)
+        train(task, SETTINGS)
 
 
 def test_an_output_without_a_name_is_one_line(text_file: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -14,15 +14,12 @@ import numpy as np
 from flashelmo.benchmarks.tasks import Sample, Task
 from flashelmo.engine.arrays import Float32, Float64
 from flashelmo.engine.embedder import ElmoEmbedder
-from flashelmo.engine.errors import MissingExtraError
 from flashelmo.engine.reference.elmo import Elmo
 
-try:
-    import torch
-    from torch import Tensor
-    from torch.nn import functional as F
-except ImportError as error:
-    raise MissingExtraError("torch", "torch", "learning tasks") from error
+# isort: split
+import torch  # after the reference, whose error says how to install it
+from torch import Tensor
+from torch.nn import functional as F
 
 EPOCHS, BATCH = 3, 32
 RATE, MODEL_RATE, DROPOUT = 2e-3, 5e-4, 0.2

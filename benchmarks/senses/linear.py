@@ -10,15 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flashelmo.engine.arrays import Float32, Float64, Int64
-from flashelmo.engine.errors import MissingExtraError
 from flashelmo.engine.reference.scalar_mix import ScalarMix
 
-try:
-    import torch
-    from torch import Tensor
-    from torch.nn import functional as F
-except ImportError as error:
-    raise MissingExtraError("torch", "torch", "learning tasks") from error
+# isort: split
+import torch  # after the reference, whose error says how to install it
+from torch import Tensor
+from torch.nn import functional as F
 
 BATCHES, EPOCHS = 4000, 40  # whichever is less
 BATCH, RATE, DECAY, DROPOUT = 64, 5e-3, 1e-2, 0.2

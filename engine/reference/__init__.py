@@ -7,3 +7,10 @@ trainable.py      the same, faster where gradients are needed
 pipeline.py       the reference with the interface of `WindowPipeline`
 elmo.py           `Elmo`, AllenNLP's module; scalar_mix.py, its learned mix of layers
 """
+
+from flashelmo.engine.errors import MissingExtraError
+
+try:
+    import torch  # noqa: F401 (before any module here)
+except ImportError as error:
+    raise MissingExtraError("torch", "torch", "the module Elmo, or the PyTorch reference,") from error

@@ -11,20 +11,14 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from flashelmo.engine.arguments import finite_numbers, flag, path_of, shown, whole_number
-from flashelmo.engine.errors import FlashElmoError, MissingExtraError
+from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints import load_model
 from flashelmo.engine.model.checkpoints.native import write_native
 from flashelmo.engine.model.weights import ElmoModel
-from flashelmo.engine.text.characters import WordEncoder
-from flashelmo.engine.text.sentences import Sentence, several, tokenized
-
-try:
-    import torch
-    from torch import Tensor
-except ImportError as error:
-    raise MissingExtraError("torch", "torch", "the module Elmo") from error
-
 from flashelmo.engine.reference.padding import (
     add_boundaries,
     pad_tokens,
@@ -35,6 +29,8 @@ from flashelmo.engine.reference.padding import (
 from flashelmo.engine.reference.reference import ReferenceElmo, check_is_tensor, encode, whole_numbers
 from flashelmo.engine.reference.scalar_mix import ScalarMix
 from flashelmo.engine.reference.trainable import TrainableElmo
+from flashelmo.engine.text.characters import WordEncoder
+from flashelmo.engine.text.sentences import Sentence, several, tokenized
 
 logger = logging.getLogger(__name__)
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from flashelmo.engine.errors import FlashElmoError, MissingExtraError
+import torch
+from torch import Tensor
 
-try:
-    import torch
-    from torch import Tensor
-except ImportError as error:
-    raise MissingExtraError("torch", "torch", "the PyTorch reference") from error
+from flashelmo.engine.errors import FlashElmoError
 
 
 def sentence_lengths(mask: Tensor) -> Tensor:

@@ -14,9 +14,12 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from flashelmo.engine.arrays import Floats
-from flashelmo.engine.errors import FlashElmoError, MissingExtraError
+from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import ElmoModel, ElmoWeights, Lexicon
 from flashelmo.engine.precision import PRECISIONS
@@ -34,13 +37,6 @@ from flashelmo.engine.system.autocast import without_autocast
 from flashelmo.engine.system.forks import is_forked
 from flashelmo.engine.text.characters import WordEncoder
 from flashelmo.kernels.pytorch import float32_products
-
-try:
-    import torch
-    from torch import Tensor
-    from torch.nn import functional as F
-except ImportError as error:
-    raise MissingExtraError("torch", "torch", "the PyTorch reference") from error
 
 if hasattr(os, "register_at_fork"):  # a forked process lacks PyTorch's threads, and would wait for them for ever
     os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from flashelmo.engine.errors import FlashElmoError, MissingExtraError
+import torch
+from torch import Tensor
+from torch.nn import Parameter
 
-try:
-    import torch
-    from torch import Tensor
-    from torch.nn import Parameter
-except ImportError as error:
-    raise MissingExtraError("torch", "torch", "the learned mix of layers") from error
+from flashelmo.engine.errors import FlashElmoError
 
 TINY = 1e-13  # added to the variance under the root, as in AllenNLP
 TINY_HALF = 1e-4

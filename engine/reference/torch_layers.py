@@ -5,18 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from flashelmo.engine.arrays import Float32
-from flashelmo.engine.errors import MissingExtraError
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import Dense, Highway, LstmCell
-
-try:
-    import torch
-    from torch import Tensor
-    from torch.nn import functional as F
-except ImportError as error:
-    raise MissingExtraError("torch", "torch", "the PyTorch reference") from error
 
 
 def parameter(array: Float32) -> torch.nn.Parameter:

@@ -12,17 +12,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from flashelmo.engine.errors import MissingExtraError
+import torch
+from torch import Tensor
+
 from flashelmo.engine.reference.padding import positions_before
 from flashelmo.engine.reference.reference import ReferenceElmo
 from flashelmo.engine.system.autocast import autocast_type
 from flashelmo.engine.training.recurrence import Clips, Weights, kernels_work, lstm_layer
-
-try:
-    import torch
-    from torch import Tensor
-except ImportError as error:
-    raise MissingExtraError("torch", "torch", "fine-tuning") from error
 
 
 class TrainableElmo(ReferenceElmo):

@@ -11,7 +11,6 @@ optimizers.py   Adagrad as published, Adam; the learning rate's schedule
 step.py         one training step, which on a card is captured as a CUDA graph
 checkpoint.py   what a run is resumed from, and when the next one is written
 identity.py     what identifies a run, and the lock that keeps others out
-interrupts.py   lets Ctrl-C take effect only between steps
 task.py         what is trained on what: the corpus, the device, the vocabulary
 initial.py      the weights with which a run begins
 processes.py    several processes that train one model
@@ -21,3 +20,10 @@ evaluate.py     log-probabilities and perplexity
 language_model.py  a trained model's log-probabilities, from Python
 results.py      the folder that a run leaves: weights, softmax, curve, card
 """
+
+from flashelmo.engine.errors import MissingExtraError
+
+try:
+    import torch  # noqa: F401 (before any module here)
+except ImportError as error:
+    raise MissingExtraError("torch", "torch", "training") from error

@@ -14,15 +14,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from flashelmo.engine.arguments import shown
-from flashelmo.engine.errors import FlashElmoError, MissingExtraError, first_line, reason_of
+from flashelmo.engine.errors import FlashElmoError, first_line, reason_of
 from flashelmo.engine.system.files import sync, why_not_written
 from flashelmo.engine.training.processes import Processes
-
-try:
-    import torch
-except ImportError as error:
-    raise MissingExtraError("torch", "torch", "training") from error
 
 KEPT = 2
 TEMPORARY = ".step-"  # prefix of the name of a file that is being written

@@ -7,19 +7,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from flashelmo.engine.arrays import Float32, Int32, Int64
-from flashelmo.engine.errors import MissingExtraError
 from flashelmo.engine.system.autocast import without_autocast
 from flashelmo.engine.training.corpus import BEGIN, UNKNOWN, EncodedCorpus
 from flashelmo.engine.training.model import BiLM, State
 from flashelmo.engine.training.softmax import cross_entropy
 from flashelmo.engine.training.spelling import Spelling
-
-try:
-    import torch
-except ImportError as error:
-    raise MissingExtraError("torch", "torch", "training") from error
 
 BATCH_TOKENS = 8192  # including padding; of a longer sentence, so many at a time
 MAX_LOSS = 700.0  # its exponential is still finite

@@ -6,20 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from flashelmo.engine.arrays import Float32
-from flashelmo.engine.errors import FlashElmoError, MissingExtraError
+from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import DIRECTIONS, ElmoWeights
 from flashelmo.engine.training.recurrence import Clips, Weights, lstm_layer
 from flashelmo.engine.training.softmax import Negatives, Picked, cross_entropy
-
-try:
-    import torch
-    from torch import Tensor
-    from torch.nn import functional as F
-except ImportError as error:
-    raise MissingExtraError("torch", "torch", "training") from error
 
 FEW_ROWS = 512  # of an embedding: up to here its gradient is a product with ones and zeros
 

@@ -6,13 +6,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from flashelmo.engine.errors import MissingExtraError
-
-try:
-    import torch
-    from torch import Tensor
-except ImportError as error:
-    raise MissingExtraError("torch", "torch", "training") from error
+import torch
+from torch import Tensor
 
 ADAGRAD_START = 1.0  # of the accumulator, as published
 ADAM_BETAS = (0.9, 0.99)

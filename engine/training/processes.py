@@ -10,14 +10,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from flashelmo.engine.errors import FlashElmoError, MissingExtraError, first_line
+import torch
+from torch import distributed
+from torch.distributed.rendezvous import rendezvous
 
-try:
-    import torch
-    from torch import distributed
-    from torch.distributed.rendezvous import rendezvous
-except ImportError as error:
-    raise MissingExtraError("torch", "torch", "training") from error
+from flashelmo.engine.errors import FlashElmoError, first_line
 
 Result = TypeVar("Result")
 

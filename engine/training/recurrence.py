@@ -21,15 +21,12 @@ import logging
 from functools import cache
 from typing import Any, NamedTuple
 
-from flashelmo.engine.errors import MissingExtraError, first_line
-from flashelmo.engine.system.autocast import without_autocast
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-try:
-    import torch
-    from torch import Tensor
-    from torch.autograd.function import once_differentiable
-except ImportError as error:
-    raise MissingExtraError("torch", "torch", "training") from error
+from flashelmo.engine.errors import first_line
+from flashelmo.engine.system.autocast import without_autocast
 
 
 class Clips(NamedTuple):

@@ -16,13 +16,8 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from flashelmo.engine.errors import MissingExtraError
-
-try:
-    import torch
-    from torch import Tensor
-except ImportError as error:
-    raise MissingExtraError("torch", "torch", "training") from error
+import torch
+from torch import Tensor
 
 PIECE_VALUES = 1 << 26  # logits that are in memory at the same time
 

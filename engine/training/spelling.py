@@ -8,17 +8,12 @@ Words that are sorted by length and computed in pieces take a third of the posit
 from __future__ import annotations
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from flashelmo.engine.arrays import Int32
-from flashelmo.engine.errors import MissingExtraError
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.text.characters import WordEncoder
-
-try:
-    import torch
-    from torch import Tensor
-except ImportError as error:
-    raise MissingExtraError("torch", "torch", "training") from error
 
 PIECE = 256  # words that are computed together
 

@@ -14,9 +14,11 @@ from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from flashelmo.engine.arrays import Int32
-from flashelmo.engine.errors import MissingExtraError, first_line
+from flashelmo.engine.errors import first_line
 from flashelmo.engine.system.captures import abandon
 from flashelmo.engine.training.model import BiLM, State
 from flashelmo.engine.training.optimizers import Adagrad, clip_scale, make_optimizer, row_gradients, scale_gradients
@@ -25,12 +27,6 @@ from flashelmo.engine.training.softmax import Picked, draw, log_uniform
 from flashelmo.engine.training.spelling import Spelling
 from flashelmo.engine.training.streams import Batch, Streams
 from flashelmo.kernels.pytorch import is_out_of_memory
-
-try:
-    import torch
-    from torch import Tensor
-except ImportError as error:
-    raise MissingExtraError("torch", "torch", "training") from error
 
 Result = TypeVar("Result")
 

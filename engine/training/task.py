@@ -7,19 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from flashelmo.engine.arguments import is_stream
-from flashelmo.engine.errors import FlashElmoError, MissingExtraError
+from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints.files import new_folder
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.system.processor import check_threads, cpu_flags
 from flashelmo.engine.training.corpus import EncodedCorpus, most_frequent, read_corpus, read_vocabulary
 from flashelmo.engine.training.processes import Processes
 from flashelmo.engine.training.settings import TrainSettings
-
-try:
-    import torch
-except ImportError as error:
-    raise MissingExtraError("torch", "torch", "training") from error
 
 
 @dataclass(frozen=True)

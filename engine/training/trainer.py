@@ -16,17 +16,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flashelmo.engine.errors import FlashElmoError, MissingExtraError
+import torch
+
+from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints import load_model
 from flashelmo.engine.model.checkpoints.files import check_replaceable, new_folder
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.system.processor import processor_name
+from flashelmo.engine.system.signals import signals_wait
 from flashelmo.engine.training.checkpoint import SaveClock, checkpoints, load_checkpoint, save_checkpoint
 from flashelmo.engine.training.evaluate import MAX_LOSS, scores_of
 from flashelmo.engine.training.identity import fingerprint_of, only_run
 from flashelmo.engine.training.initial import initial_tensors, tensors_from, word_biases
-from flashelmo.engine.training.interrupts import signals_wait
 from flashelmo.engine.training.model import BiLM, check_trainable
 from flashelmo.engine.training.optimizers import rate_at
 from flashelmo.engine.training.processes import Processes, joined_processes
@@ -44,12 +46,6 @@ from flashelmo.engine.training.task import (
     open_corpus,
     sums_of,
 )
-
-try:
-    import torch
-except ImportError as error:
-    raise MissingExtraError("torch", "torch", "training") from error
-
 
 logger = logging.getLogger("flashelmo")
 

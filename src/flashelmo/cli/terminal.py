@@ -8,7 +8,6 @@ import os
 import re
 import signal
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from contextlib import contextmanager, suppress
 from typing import IO, Any
 
 from flashelmo.engine.embed_file import OnTextProgress
+from flashelmo.engine.system.signals import handled, stop_signals
 
 SECONDS_A_LINE, SECONDS_A_BAR = 10.0, 0.2
 RECENT_SECONDS = 30.0  # that a rate is measured over
@@ -34,28 +34,16 @@ class InterruptedBySignal(BaseException):
 
 @contextmanager
 def signals_raise() -> Iterator[None]:
-    """Make Ctrl-C, kill and hanging up raise, once, so that what is half written is removed on the way out.
-
-    A signal that is ignored, as under nohup, stays so.
-    """
-    names = ("SIGINT", "SIGTERM", "SIGHUP")
-    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    numbers = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+    """Make signals that ask to stop raise, once, so that what is half written is removed on the way out."""
+    numbers = stop_signals()
 
     def stop(number: int, frame: Any) -> None:
         for each in numbers:
             signal.signal(each, signal.SIG_IGN)
         raise InterruptedBySignal(number)
 
-    if threading.current_thread() is not threading.main_thread():
+    with handled(numbers, stop):
         yield
-        return
-    handlers = {number: signal.signal(number, stop) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 def file_status(file: IO[Any]) -> os.stat_result | None:

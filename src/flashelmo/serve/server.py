@@ -7,7 +7,6 @@ import logging
 import signal
 import socket
 import sys
-import threading
 import time
 from asyncio import AbstractEventLoop, TimerHandle
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from uvicorn import Config, Server
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from flashelmo.engine.errors import FlashElmoError, reason_of
+from flashelmo.engine.system.signals import handled, stop_signals
 from flashelmo.serve.app import make_app
 from flashelmo.serve.service import Service, ServiceSettings
 
@@ -185,16 +185,10 @@ async def _start(service: Service) -> None:
         arrived.append(number)
         loop.call_soon_threadsafe(starting.cancel)
 
-    in_main = threading.current_thread() is threading.main_thread()
-    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if in_main and hasattr(signal, name)]
-    handlers = {number: handler for number in numbers if callable(handler := signal.getsignal(number))}
-    for number in handlers:
-        signal.signal(number, stop)
     try:
-        await starting
+        with handled(stop_signals(), stop):
+            await starting
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
         if arrived:
             signal.raise_signal(arrived[0])
 
