@@ -1,5 +1,8 @@
 """Errors that users can cause. The command line prints them as one line and exits with 1."""
 
+from functools import partial
+from typing import Any
+
 LONGEST_MESSAGE = 1000  # characters
 
 
@@ -15,6 +18,10 @@ class FlashElmoError(ValueError):
         if not text.isprintable():
             text = _cut("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text))
         super().__init__(text)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy, as a pool of processes makes of what one of them raised, has the message, not the arguments."""
+        return partial(type(self).__new__, type(self)), self.args, self.__dict__ or None
 
 
 class MissingExtraError(FlashElmoError, ImportError):
