@@ -212,6 +212,16 @@ class Column:
         return list(self.values)
 
 
+class Series(Column):
+    """A column as polars has it: its method has another name."""
+
+    to_list = Column.tolist
+
+    @property
+    def tolist(self) -> Any:
+        raise AttributeError("tolist")
+
+
 COLUMNS: dict[str, Callable[[list[str]], Any]] = {
     "numpy": np.array,
     "numpy objects": lambda texts: np.array(texts, object),
@@ -221,7 +231,9 @@ COLUMNS: dict[str, Callable[[list[str]], Any]] = {
     "arrow, chunks": lambda texts: pa.chunked_array([texts[:2], texts[2:2], texts[2:]]),
     "arrow, slice": lambda texts: pa.array(["x", *texts, "y"]).slice(1, len(texts)),
     "arrow, column": lambda texts: pa.table({"text": texts})["text"],
+    "arrow, scalar": pa.scalar,
     "pandas": Column,
+    "polars": Series,
     "iterator": iter,
 }
 

@@ -211,12 +211,14 @@ def test_encode_refuses(embedder: ElmoEmbedder, arguments: dict[str, Any], messa
 
 
 class Table:
-    """As a DataFrame of pandas, iterating gives the names of columns."""
+    """As a DataFrame of pandas, iterating gives the names of columns; as of a lazy one of polars, asking warns."""
 
-    columns = ("text",)
+    @property
+    def columns(self) -> Any:
+        raise UserWarning("determining the names is expensive")
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.columns)
+        return iter(("text",))
 
 
 NO_SENTENCES: list[tuple[Any, str]] = [
