@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Collection, Mapping
 from functools import cache
+from importlib import import_module
 from importlib.metadata import packages_distributions, requires
 from importlib.util import find_spec
 from pathlib import Path
@@ -409,7 +410,29 @@ def test_type_checkers_see_the_names_that_python_looks_up() -> None:
     typed = {name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for name in imports(node)}
     looked_up = {f"{module}.{name}" for name, module in flashelmo._HOMES.items()}
     assert {name for name in typed if name.startswith("flashelmo.")} == looked_up
-    assert set(flashelmo._HOMES) | {"__version__"} == set(flashelmo.__all__)
+    listed = [node.value for node in ast.walk(tree) if isinstance(node, ast.Assign) and "__all__" in ast.unparse(node)]
+    assert set(flashelmo._HOMES) | {"__version__"} == set(flashelmo.__all__) == set(ast.literal_eval(listed[0]))
+
+
+@pytest.mark.parametrize("module", ["flashelmo", "flashelmo.export"])
+def test_names_that_need_an_extra_are_known(module: str) -> None:
+    trees = dict(found for part in ARROWS for found in modules(part))
+    public = import_module(module)
+    for name, home in public._HOMES.items():
+        found, ahead = set[str](), {home}
+        while ahead - found:
+            found |= (names := ahead - found)
+            known = {each for each in (module_of(name, trees) for name in names) if each}
+            ahead = set().union(*(imports_when_imported(trees[each]) for each in known))
+        assert set(public._NEEDS.get(name, ())) == top_level(found) & (OPTIONAL | {"onnx"}), name
+
+
+@pytest.mark.parametrize("module", ["flashelmo", "flashelmo.export"])
+def test_names_are_listed_where_their_extra_is_there(module: str) -> None:
+    """`help` and `import *` read all that are."""
+    absent = "import sys; sys.modules |= dict.fromkeys(['httpx', 'torch', 'onnx', 'onnxruntime'])\n"
+    shown = run_python(f"{absent}import pydoc, {module} as m; print(pydoc.plain(pydoc.render_doc(m))); from {module} import *")
+    assert ("class ElmoEmbedder(" if module == "flashelmo" else "class Report(") in shown
 
 
 @pytest.mark.parametrize(
