@@ -400,7 +400,7 @@ def test_public_names_resolve() -> None:
         assert getattr(flashelmo, name) is not None
     assert set(flashelmo.__all__) <= set(dir(flashelmo))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        flashelmo.nothing  # noqa: B018
+        flashelmo.nothing  # type: ignore[attr-defined]  # noqa: B018
 
 
 def test_type_checkers_see_the_names_that_python_looks_up() -> None:
@@ -431,7 +431,8 @@ def test_names_that_need_an_extra_are_known(module: str) -> None:
 def test_names_are_listed_where_their_extra_is_there(module: str) -> None:
     """`help` and `import *` read all that are."""
     absent = "import sys; sys.modules |= dict.fromkeys(['httpx', 'torch', 'onnx', 'onnxruntime'])\n"
-    shown = run_python(f"{absent}import pydoc, {module} as m; print(pydoc.plain(pydoc.render_doc(m))); from {module} import *")
+    code = f"{absent}import pydoc, {module} as m\nprint(pydoc.plain(pydoc.render_doc(m)))\nfrom {module} import *"
+    shown = run_python(code)
     assert ("class ElmoEmbedder(" if module == "flashelmo" else "class Report(") in shown
 
 

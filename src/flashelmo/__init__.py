@@ -58,15 +58,17 @@ _HOMES = {
 _NEEDS = {"Client": ("httpx", "tenacity"), "Elmo": ("torch",), "LanguageModel": ("torch",)}
 
 
-def __getattr__(name: str) -> Any:
-    """Import the module that defines a public name, on the name's first use (PEP 562)."""
-    if name == "__all__":
-        return ["__version__", *sorted(_HOMES.keys() - _missing())]
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # to a type checker it would mean that every name is there
+
+    def __getattr__(name: str) -> Any:
+        """Import the module that defines a public name, on the name's first use (PEP 562)."""
+        if name == "__all__":
+            return ["__version__", *sorted(_HOMES.keys() - _missing())]
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
