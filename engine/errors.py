@@ -1,5 +1,6 @@
 """Errors that users can cause. The command line prints them as one line and exits with 1."""
 
+import sys
 from functools import partial
 from typing import Any
 
@@ -25,12 +26,14 @@ class FlashElmoError(ValueError):
 
 
 class MissingExtraError(FlashElmoError, ImportError):
-    """An optional package is missing; the message names the extra that installs it."""
+    """An optional package is missing, and the message names the extra that installs it; or it says why it fails."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(
-            f"{purpose} needs the package {package}, which is not installed: pip install 'flashelmo[{extra}]'"
-        )
+        why = f"is not installed: pip install 'flashelmo[{extra}]'"
+        failed = sys.exc_info()[1]  # the import, where one was tried
+        if isinstance(failed, ImportError) and not isinstance(failed, ModuleNotFoundError | FlashElmoError):
+            why = f"cannot be imported: {first_line(failed)}"  # say it was built for another numpy
+        super().__init__(f"{purpose} needs the package {package}, which {why}")
 
 
 class OtherSystemError(FlashElmoError, ImportError):

@@ -462,6 +462,15 @@ def test_a_missing_extra_is_named(module: str, package: str, extra: str) -> None
     assert f"needs the package {package}, which is not installed: pip install 'flashelmo[{extra}]'\n" in message
 
 
+def test_a_package_that_fails_is_not_taken_for_a_missing_one(tmp_path: Path) -> None:
+    (tmp_path / "onnxruntime.py").write_text("raise ImportError('numpy 1.x is needed\\nmore of it')")
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\nfrom flashelmo import ElmoEmbedder, MissingExtraError\n"
+        "try:\n    ElmoEmbedder.load(device='cpu')\nexcept MissingExtraError as error:\n    print(error)"
+    )
+    assert run_python(code).endswith("needs the package onnxruntime, which cannot be imported: numpy 1.x is needed\n")
+
+
 @pytest.fixture
 def model_folder(tmp_path: Path) -> Path:
     from flashelmo.engine.model.checkpoints.native import write_native
