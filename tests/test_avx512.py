@@ -284,6 +284,16 @@ def test_a_cache_that_cannot_be_written_to(forget: Callable[..., None], tmp_path
     assert why_not(8) == ""
 
 
+def test_where_nothing_can_be_written_another_runtime_serves(
+    forget: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    forget({*BASE, *PRODUCTS.values()}, home=str(tmp_path / "file"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "file"))
+    assert why_not(8) == "expected a folder to compile in: Not a directory"
+    assert choose_runtime(Settings("cpu", "int8", "auto")) == Choice("ort", "int8")
+
+
 @can_run
 def test_a_damaged_library_is_replaced(forget: Callable[..., None], tmp_path: Path) -> None:
     """In the cache; the new one serves the next process too."""
