@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import numpy.typing as npt
@@ -275,6 +276,17 @@ def test_a_compiled_library_is_kept(forget: Callable[..., None], tmp_path: Path)
     (path,) = tmp_path.glob("flashelmo/lstm-*.so")
     before = path.stat()
     assert why_not(8) == "" and path.stat() == before
+
+
+@pytest.mark.parametrize(("variable", "command"), [("", "cc"), ("/other/clang -m64", "/other/clang")])
+def test_a_python_that_names_a_compiler_of_elsewhere(
+    variable: str, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CC", variable)
+    monkeypatch.setattr(lstm_c.sysconfig, "get_config_var", lambda name: "/build/clang -pthread")
+    monkeypatch.setattr(lstm_c, "_loaded", loaded := Mock())
+    lstm_c.compiled(BASE)
+    assert loaded.call_args.args[1][0] == command
 
 
 @can_run

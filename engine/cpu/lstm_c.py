@@ -6,6 +6,7 @@ import ctypes
 import hashlib
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -117,6 +118,8 @@ def compiled(flags: Sequence[str]) -> ctypes.CDLL:
         FlashElmoError: there is no compiler, or none that can compile it, or no folder to do it in.
     """
     compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
+    if not os.environ.get("CC") and shutil.which(compiler[0]) is None:
+        compiler = ["cc"]  # what Python was built with may not be here: ready-made ones name clang
     options = ["-O3", "-pthread", "-shared", "-fPIC", "-mfma"]
     options += [f"-m{flag.replace('_', '' if flag.startswith('avx') else '-')}" for flag in flags]
     name = hashlib.sha256(
