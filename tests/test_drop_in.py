@@ -222,6 +222,12 @@ class Series(Column):
         raise AttributeError("tolist")
 
 
+class DaskSeries(Column):
+    """A column as Dask has it: with a name, and columns of its own."""
+
+    name, columns = "text", ("text",)
+
+
 COLUMNS: dict[str, Callable[[list[str]], Any]] = {
     "numpy": np.array,
     "numpy objects": lambda texts: np.array(texts, object),
@@ -234,6 +240,7 @@ COLUMNS: dict[str, Callable[[list[str]], Any]] = {
     "arrow, scalar": pa.scalar,
     "pandas": Column,
     "polars": Series,
+    "dask": DaskSeries,
     "iterator": iter,
 }
 

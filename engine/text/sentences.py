@@ -29,7 +29,7 @@ def several(name: str, values: Any) -> Iterator[Any]:
         raise FlashElmoError(f"{name}: expected a list, found a {kind}, of which only the keys are iterated")
     if isinstance(values, Set):
         raise FlashElmoError(f"{name}: expected a list, found a {kind}, which has no order")
-    if hasattr(type(values), "columns"):  # pandas, polars or Arrow
+    if hasattr(type(values), "columns") and not hasattr(type(values), "name"):  # which a column of Dask has, too
         raise FlashElmoError(f"{name}: expected a list, found a table ({kind}); give one of its columns")
     if hasattr(values, "to_pylist"):
         return _rows_of_arrow(values)
