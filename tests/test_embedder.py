@@ -188,9 +188,13 @@ def test_tensors_need_torch(runtime: Any, monkeypatch: pytest.MonkeyPatch) -> No
     assert embedder.statistics.sentences == 0
 
 
-def test_encode_shows_progress(embedder: ElmoEmbedder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_encode_shows_progress(
+    embedder: ElmoEmbedder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     embedder.encode(SENTENCES, show_progress_bar=True)
     assert "5/5" in capsys.readouterr().err
+    monkeypatch.setattr("sys.stderr", None)  # as of a program without a window or a console
+    embedder.encode(SENTENCES, show_progress_bar=True)
 
 
 @pytest.mark.parametrize(
