@@ -272,6 +272,7 @@ def test_lists_of_texts_in_arrow_and_numpy(files: SimpleNamespace, embedder: Elm
     check(embedder.embed(pa.array(SENTENCES * 7000).slice(0, 5)), files)
     (found,) = embedder.embed(np.array([SENTENCES[0]]))
     np.testing.assert_array_equal(found, files.vectors[0])
+    check(embedder.embed(np.array(TEXTS)[:, None]), files)  # as scikit-learn and `DataFrame.values` give a column
     refused: list[Any] = [
         pa.array(["the", None]),
         np.array([1.0, 2.0]),

@@ -33,6 +33,8 @@ def several(name: str, values: Any) -> Iterator[Any]:
         raise FlashElmoError(f"{name}: expected a list, found a table ({kind}); give one of its columns")
     if hasattr(values, "to_pylist"):
         return _rows_of_arrow(values)
+    if getattr(values, "ndim", 1) == 2 and values.shape[1] == 1:  # a table's values, not sentences of one token
+        values = values[:, 0]
     try:
         return iter(values)
     except TypeError:
