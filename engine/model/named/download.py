@@ -191,8 +191,10 @@ class Resumed:
 
 
 def _is_silent() -> bool | None:
-    """Whether no progress is shown; None lets tqdm see whether standard error is a terminal. A notebook's is none."""
-    return None if sys.stderr is not None and "ipykernel" not in sys.modules else sys.stderr is None
+    """Whether no progress is shown; None lets tqdm see whether standard error is a terminal, as a notebook's is not."""
+    if sys.stderr is None:
+        return True
+    return False if "ipykernel" in sys.modules else None
 
 
 def _start_of(headers: Mapping[str, str]) -> int:
