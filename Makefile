@@ -82,6 +82,8 @@ types: $(VENV)/dev.stamp .typing
 	MYPYPATH=.typing $(BIN)/mypy -c 'from flashelmo import ElmoConfig; ElmoConfig.from_dict(0)' | grep arg-type
 	@# An option of the embedder that is misspelled is one too.
 	MYPYPATH=.typing $(BIN)/mypy -c 'from flashelmo import ElmoEmbedder; ElmoEmbedder.load("m", precison="int8")' | grep call-arg
+	@# So is a public name.
+	MYPYPATH=.typing $(BIN)/mypy -c 'from flashelmo import ElmoEmbeder' | grep attr-defined
 
 types-of-tests: $(VENV)/dev.stamp .typing
 	MYPYPATH=.typing $(BIN)/mypy --cache-dir=.mypy_cache/tests --config-file tests/mypy.ini tests/*.py examples/*.py

@@ -11,7 +11,7 @@ import numpy as np
 from flashelmo.benchmarks.results import Results, Row
 from flashelmo.benchmarks.tables import figure
 from flashelmo.engine.arrays import Float32
-from flashelmo.engine.errors import MissingExtraError
+from flashelmo.engine.errors import FlashElmoError, MissingExtraError, first_line
 
 BAR_COLOURS = {"reference": "#9aa5b1", "fp32": "#2f6f9f", "bf16": "#5aa469", "int8": "#d1843c"}
 COLOURS = ("#2f6f9f", "#d1843c", "#5aa469", "#b0413e", "#7d5ba6", "#9aa5b1")
@@ -40,6 +40,8 @@ def _panels(n: int, width: float, height: float) -> tuple[Any, Sequence[Any]]:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingExtraError("matplotlib", "bench", "drawing plots") from error
+    except ValueError as error:  # MPLBACKEND, of a notebook whose cell started this, may name what is not here
+        raise FlashElmoError(f"matplotlib: {first_line(error)}") from error
     matplotlib.rcParams["svg.hashsalt"] = "flashelmo"
     plot = Figure(figsize=(n * width, height), layout="constrained")
     return plot, plot.subplots(1, n, squeeze=False)[0]

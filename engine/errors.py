@@ -1,5 +1,9 @@
 """Errors that users can cause. The command line prints them as one line and exits with 1."""
 
+import sys
+from functools import partial
+from typing import Any
+
 LONGEST_MESSAGE = 1000  # characters
 
 
@@ -16,14 +20,20 @@ class FlashElmoError(ValueError):
             text = _cut("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text))
         super().__init__(text)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy, as a pool of processes makes of what one of them raised, has the message, not the arguments."""
+        return partial(type(self).__new__, type(self)), self.args, self.__dict__ or None
+
 
 class MissingExtraError(FlashElmoError, ImportError):
-    """An optional package is missing; the message names the extra that installs it."""
+    """An optional package is missing, and the message names the extra that installs it; or it says why it fails."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(
-            f"{purpose} needs the package {package}, which is not installed: pip install 'flashelmo[{extra}]'"
-        )
+        why = f"is not installed: pip install 'flashelmo[{extra}]'"
+        failed = sys.exc_info()[1]  # the import, where one was tried
+        if isinstance(failed, ImportError) and not isinstance(failed, ModuleNotFoundError | FlashElmoError):
+            why = f"cannot be imported: {first_line(failed)}"  # say it was built for another numpy
+        super().__init__(f"{purpose} needs the package {package}, which {why}")
 
 
 class OtherSystemError(FlashElmoError, ImportError):

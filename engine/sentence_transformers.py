@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sized
 from functools import cache
 from typing import Any
@@ -46,7 +47,8 @@ def encode(
     if show:
         from tqdm import tqdm
 
-        stream = tqdm(stream, total=len(batch) if isinstance(batch, Sized) else None, unit="sentence")
+        total = len(batch) if isinstance(batch, Sized) else None
+        stream = tqdm(stream, total=total, unit="sentence", disable=sys.stderr is None)
     results = [normalize(vectors) if unit else vectors for vectors in stream]
     if isinstance(sentences, str):
         return results[0]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from flashelmo.export.verification.verify import verify
     from flashelmo.export.write import export_onnx
 
-__all__ = ["OnnxElmo", "Report", "export_onnx", "verify"]
+    __all__ = ["OnnxElmo", "Report", "export_onnx", "verify"]
 
 # Public name -> module that defines it. The imports above tell type checkers the same.
 _HOMES = {
@@ -35,16 +35,30 @@ _HOMES = {
     "export_onnx": "flashelmo.export.write",
     "verify": "flashelmo.export.verification.verify",
 }
+# Packages of extras, without which these modules cannot be imported.
+_BUILDS = ("onnx", "onnxruntime", "torch")
+_NEEDS = {"OnnxElmo": ("onnxruntime",), "export_onnx": _BUILDS, "verify": _BUILDS}
 
 
-def __getattr__(name: str) -> Any:
-    """Import the module that defines a public name, on the name's first use (PEP 562)."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # to a type checker it would mean that every name is there
+
+    def __getattr__(name: str) -> Any:
+        """Import the module that defines a public name, on the name's first use (PEP 562)."""
+        if name == "__all__":
+            return sorted(_HOMES.keys() - _missing())
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
-    return sorted(set(globals()) | set(__all__))
+    return sorted((globals().keys() | _HOMES.keys()) - _missing())
+
+
+def _missing() -> set[str]:
+    """Names that are not listed, as their packages are missing: `help` and `import *` read every name that is."""
+    from importlib.util import find_spec
+
+    return {name for name, packages in _NEEDS.items() if not all(map(find_spec, packages))}

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Collection, Mapping
 from functools import cache
+from importlib import import_module
 from importlib.metadata import packages_distributions, requires
 from importlib.util import find_spec
 from pathlib import Path
@@ -382,7 +383,7 @@ def test_public_names_resolve() -> None:
         assert getattr(flashelmo, name) is not None
     assert set(flashelmo.__all__) <= set(dir(flashelmo))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        flashelmo.nothing  # noqa: B018
+        flashelmo.nothing  # type: ignore[attr-defined]  # noqa: B018
 
 
 def test_type_checkers_see_the_names_that_python_looks_up() -> None:
@@ -392,7 +393,30 @@ def test_type_checkers_see_the_names_that_python_looks_up() -> None:
     typed = {name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for name in imports(node)}
     looked_up = {f"{module}.{name}" for name, module in flashelmo._HOMES.items()}
     assert {name for name in typed if name.startswith("flashelmo.")} == looked_up
-    assert set(flashelmo._HOMES) | {"__version__"} == set(flashelmo.__all__)
+    listed = [node.value for node in ast.walk(tree) if isinstance(node, ast.Assign) and "__all__" in ast.unparse(node)]
+    assert set(flashelmo._HOMES) | {"__version__"} == set(flashelmo.__all__) == set(ast.literal_eval(listed[0]))
+
+
+@pytest.mark.parametrize("module", ["flashelmo", "flashelmo.export"])
+def test_names_that_need_an_extra_are_known(module: str) -> None:
+    trees = dict(found for part in ARROWS for found in modules(part))
+    public = import_module(module)
+    for name, home in public._HOMES.items():
+        found, ahead = set[str](), {home}
+        while ahead - found:
+            found |= (names := ahead - found)
+            known = {each for each in (module_of(name, trees) for name in names) if each}
+            ahead = set().union(*(imports_when_imported(trees[each]) for each in known))
+        assert set(public._NEEDS.get(name, ())) == top_level(found) & (OPTIONAL | {"onnx"}), name
+
+
+@pytest.mark.parametrize("module", ["flashelmo", "flashelmo.export"])
+def test_names_are_listed_where_their_extra_is_there(module: str) -> None:
+    """`help` and `import *` read all that are."""
+    absent = "import sys; sys.modules |= dict.fromkeys(['httpx', 'torch', 'onnx', 'onnxruntime'])\n"
+    code = f"{absent}import pydoc, {module} as m\nprint(pydoc.plain(pydoc.render_doc(m)))\nfrom {module} import *"
+    shown = run_python(code)
+    assert ("class ElmoEmbedder(" if module == "flashelmo" else "class Report(") in shown
 
 
 @pytest.mark.parametrize(
@@ -419,6 +443,15 @@ def test_a_missing_extra_is_named(module: str, package: str, extra: str) -> None
     )
     message = run_python(code)
     assert f"needs the package {package}, which is not installed: pip install 'flashelmo[{extra}]'\n" in message
+
+
+def test_a_package_that_fails_is_not_taken_for_a_missing_one(tmp_path: Path) -> None:
+    (tmp_path / "onnxruntime.py").write_text("raise ImportError('numpy 1.x is needed\\nmore of it')")
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\nfrom flashelmo import ElmoEmbedder, MissingExtraError\n"
+        "try:\n    ElmoEmbedder.load(device='cpu')\nexcept MissingExtraError as error:\n    print(error)"
+    )
+    assert run_python(code).endswith("needs the package onnxruntime, which cannot be imported: numpy 1.x is needed\n")
 
 
 @pytest.fixture

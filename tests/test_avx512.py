@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import numpy.typing as npt
@@ -277,11 +278,32 @@ def test_a_compiled_library_is_kept(forget: Callable[..., None], tmp_path: Path)
     assert why_not(8) == "" and path.stat() == before
 
 
+@pytest.mark.parametrize(("variable", "command"), [("", "cc"), ("/other/clang -m64", "/other/clang")])
+def test_a_python_that_names_a_compiler_of_elsewhere(
+    variable: str, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CC", variable)
+    monkeypatch.setattr(lstm_c.sysconfig, "get_config_var", lambda name: "/build/clang -pthread")
+    monkeypatch.setattr(lstm_c, "_loaded", loaded := Mock())
+    lstm_c.compiled(BASE)
+    assert loaded.call_args.args[1][0] == command
+
+
 @can_run
 def test_a_cache_that_cannot_be_written_to(forget: Callable[..., None], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     forget(home=str(tmp_path / "file"))
     assert why_not(8) == ""
+
+
+def test_where_nothing_can_be_written_another_runtime_serves(
+    forget: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    forget({*BASE, *PRODUCTS.values()}, home=str(tmp_path / "file"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "file"))
+    assert why_not(8) == "expected a folder to compile in: Not a directory"
+    assert choose_runtime(Settings("cpu", "int8", "auto")) == Choice("ort", "int8")
 
 
 @can_run

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
+from unittest.mock import Mock, PropertyMock
 
 import numpy as np
 import pytest
@@ -454,6 +456,11 @@ def test_plot_shows_every_figure_and_is_the_same_each_time(tmp_path: Path, monke
     assert svg == b.read_text(encoding="utf-8")
     assert all(f"<!-- {text} -->" in svg for text in ("1,600", "100", "fp32", "reference, by length"))
     assert "bf16" not in svg
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, "matplotlib.figure", unable := Mock())
+        type(unable).Figure = PropertyMock(side_effect=ValueError("not a valid backend"))
+        with pytest.raises(FlashElmoError, match=r"^matplotlib: not a valid backend$"):
+            plots.draw(results(), tmp_path / "a.json")
     (tmp_path / "README.md").touch()
     monkeypatch.setattr(report, "ROOT", tmp_path)
     monkeypatch.setattr(report, "RESULTS", tmp_path)

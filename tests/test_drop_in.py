@@ -212,6 +212,22 @@ class Column:
         return list(self.values)
 
 
+class Series(Column):
+    """A column as polars has it: its method has another name."""
+
+    to_list = Column.tolist
+
+    @property
+    def tolist(self) -> Any:
+        raise AttributeError("tolist")
+
+
+class DaskSeries(Column):
+    """A column as Dask has it: with a name, and columns of its own."""
+
+    name, columns = "text", ("text",)
+
+
 COLUMNS: dict[str, Callable[[list[str]], Any]] = {
     "numpy": np.array,
     "numpy objects": lambda texts: np.array(texts, object),
@@ -221,7 +237,10 @@ COLUMNS: dict[str, Callable[[list[str]], Any]] = {
     "arrow, chunks": lambda texts: pa.chunked_array([texts[:2], texts[2:2], texts[2:]]),
     "arrow, slice": lambda texts: pa.array(["x", *texts, "y"]).slice(1, len(texts)),
     "arrow, column": lambda texts: pa.table({"text": texts})["text"],
+    "arrow, scalar": pa.scalar,
     "pandas": Column,
+    "polars": Series,
+    "dask": DaskSeries,
     "iterator": iter,
 }
 
@@ -253,6 +272,7 @@ def test_lists_of_texts_in_arrow_and_numpy(files: SimpleNamespace, embedder: Elm
     check(embedder.embed(pa.array(SENTENCES * 7000).slice(0, 5)), files)
     (found,) = embedder.embed(np.array([SENTENCES[0]]))
     np.testing.assert_array_equal(found, files.vectors[0])
+    check(embedder.embed(np.array(TEXTS)[:, None]), files)  # as scikit-learn and `DataFrame.values` give a column
     refused: list[Any] = [
         pa.array(["the", None]),
         np.array([1.0, 2.0]),

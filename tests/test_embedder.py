@@ -188,9 +188,13 @@ def test_tensors_need_torch(runtime: Any, monkeypatch: pytest.MonkeyPatch) -> No
     assert embedder.statistics.sentences == 0
 
 
-def test_encode_shows_progress(embedder: ElmoEmbedder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_encode_shows_progress(
+    embedder: ElmoEmbedder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     embedder.encode(SENTENCES, show_progress_bar=True)
     assert "5/5" in capsys.readouterr().err
+    monkeypatch.setattr("sys.stderr", None)  # as of a program without a window or a console
+    embedder.encode(SENTENCES, show_progress_bar=True)
 
 
 @pytest.mark.parametrize(
@@ -211,12 +215,14 @@ def test_encode_refuses(embedder: ElmoEmbedder, arguments: dict[str, Any], messa
 
 
 class Table:
-    """As a DataFrame of pandas, iterating gives the names of columns."""
+    """As a DataFrame of pandas, iterating gives the names of columns; as of a lazy one of polars, asking warns."""
 
-    columns = ("text",)
+    @property
+    def columns(self) -> Any:
+        raise UserWarning("determining the names is expensive")
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.columns)
+        return iter(("text",))
 
 
 NO_SENTENCES: list[tuple[Any, str]] = [

@@ -2,10 +2,12 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from types import ModuleType
 from zipfile import ZipFile
 
 import numpy as np
@@ -106,6 +108,19 @@ def test_a_name_is_downloaded_once_and_embeds_as_its_files(listed: NamedModel, h
 
 def test_an_embedder_of_a_name_is_copied_by_the_path(listed: NamedModel, home: Path) -> None:
     assert ElmoEmbedder.load("little").__reduce__()[0].args == (str(home / "little" / "weights.hdf5"),)
+
+
+@pytest.mark.parametrize("where", ["a log", "a notebook", "nowhere"])
+def test_where_progress_is_shown(
+    where: str, little: NamedModel, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A notebook's standard error is no terminal, and a program without a window or a console has none."""
+    if where == "a notebook":
+        monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))
+    if where == "nowhere":
+        monkeypatch.setattr(sys, "stderr", None)
+    assert (download(little, home) / "weights.hdf5").is_file()
+    assert ("weights.hdf5: 100%" in capsys.readouterr().err) == (where == "a notebook")
 
 
 def test_a_path_that_exists_wins(listed: NamedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

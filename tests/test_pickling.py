@@ -14,7 +14,7 @@ from onnx_toy import toy_model
 from tiny_models import MODELS, SENTENCES
 
 from flashelmo.engine.embedder import ElmoEmbedder
-from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.errors import FlashElmoError, MissingExtraError
 from flashelmo.engine.model.checkpoints.native import write_native
 from flashelmo.export.onnx_elmo import OnnxElmo
 
@@ -51,6 +51,21 @@ def test_an_embedder_works_in_a_spawned_process(embedder: ElmoEmbedder) -> None:
 def test_an_embedder_of_a_model_in_memory_says_what_to_do() -> None:
     with pytest.raises(FlashElmoError, match=r"expected one made by `ElmoEmbedder\.load`.* make it where it is used"):
         pickle.dumps(ElmoEmbedder(MODELS["skip"]))
+
+
+@pytest.mark.parametrize("error", [FlashElmoError("a: b"), MissingExtraError("httpx", "client", "flashelmo.Client")])
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_copy_of_an_error(error: FlashElmoError, protocol: int) -> None:
+    """A pool whose process raises what cannot be copied waits for ever."""
+    error.__dict__["__notes__"] = ["in chapter 1"]  # as by `add_note`, which Python 3.10 lacks
+    for other in (pickle.loads(pickle.dumps(error, protocol)), copy.copy(error)):
+        assert (type(other), str(other), other.__dict__) == (type(error), str(error), error.__dict__)
+
+
+def test_a_model_is_shown_in_short_and_is_a_key_of_a_cache() -> None:
+    model = MODELS["manylangs"]
+    assert str(model.path) in repr(model) and len(repr(model)) < 600
+    assert {model: 1, copy.copy(model): 2}[model] == 1
 
 
 def test_a_copy_of_an_exported_file(tmp_path: Path) -> None:

@@ -661,6 +661,13 @@ def test_a_port_that_is_taken(model: Path, capfd: pytest.CaptureFixture[str], mo
 
 
 @asynchronous
+async def test_in_a_notebook_the_service_does_not_start(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", str(model), "--port", "0"]) == 1
+    expected = "serve: expected a process of its own, found a running event loop, as a notebook has one\n"
+    assert capfd.readouterr().err.endswith(expected)
+
+
+@asynchronous
 async def test_connections_that_cannot_be_accepted_are_told_of_once(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

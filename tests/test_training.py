@@ -13,6 +13,7 @@ from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from flashelmo import ElmoEmbedder, FlashElmoError, load_model
 from flashelmo.engine.model.checkpoints.native import write_native
 from flashelmo.engine.training import checkpoint, trainer
 from flashelmo.engine.training.corpus import SPECIAL, most_frequent, read_corpus, read_vocabulary
+from flashelmo.engine.training.results import RunRecord, draw_curve
 from flashelmo.engine.training.settings import TrainSettings
 from flashelmo.engine.training.step import TrainingStep
 from flashelmo.engine.training.streams import Streams
@@ -471,3 +473,13 @@ def test_devices_that_are_not_there_are_named(task: Task) -> None:
         with pytest.raises(FlashElmoError, match=message):
             train(task, replace(SETTINGS, device=device))
     assert trainer.choose_device("cpu", trainer.Processes()).type == "cpu"
+
+
+def test_a_picture_that_cannot_be_drawn_costs_no_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As where MPLBACKEND, of the notebook whose cell started the command, names what is not here."""
+    figure = pytest.importorskip("matplotlib.figure")
+    monkeypatch.setattr(figure, "Figure", unable := Mock(side_effect=ValueError("not a valid backend\nmore of it")))
+    draw_curve(RunRecord({}, [], []), tmp_path / "curve.png")
+    assert unable.called and caplog.messages == ["no picture of the curve: not a valid backend"]

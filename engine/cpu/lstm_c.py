@@ -6,6 +6,7 @@ import ctypes
 import hashlib
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -21,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flashelmo.engine.arrays import Array, Float32
-from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.errors import FlashElmoError, reason_of
 from flashelmo.engine.system.files import cache_folder, temporary_folder
 from flashelmo.engine.system.forks import InEachProcess
 from flashelmo.engine.system.processor import cpu_flags
@@ -114,9 +115,11 @@ def compiled(flags: Sequence[str]) -> ctypes.CDLL:
     """Return the library for these instructions, compiled, or from the user's cache after the first time.
 
     Raises:
-        FlashElmoError: there is no compiler, or none that can compile it.
+        FlashElmoError: there is no compiler, or none that can compile it, or no folder to do it in.
     """
     compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
+    if not os.environ.get("CC") and shutil.which(compiler[0]) is None:
+        compiler = ["cc"]  # what Python was built with may not be here: ready-made ones name clang
     options = ["-O3", "-pthread", "-shared", "-fPIC", "-mfma"]
     options += [f"-m{flag.replace('_', '' if flag.startswith('avx') else '-')}" for flag in flags]
     name = hashlib.sha256(
@@ -139,8 +142,12 @@ def _folders() -> Iterator[Path]:
     """Yield folders for the library: the user's cache; then, if that is not writable, a temporary folder."""
     if (folder := cache_folder()) is not None:
         yield folder
-    with tempfile.TemporaryDirectory(prefix="flashelmo-") as temporary:
-        yield Path(temporary)
+    try:
+        temporary = tempfile.TemporaryDirectory(prefix="flashelmo-")
+    except OSError as error:  # as where all of a container is read-only
+        raise FlashElmoError(f"expected a folder to compile in: {reason_of(error)}") from None
+    with temporary as name:
+        yield Path(name)
 
 
 def _loaded(path: Path, command: Sequence[str]) -> ctypes.CDLL:

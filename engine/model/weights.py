@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ DIRECTIONS = ("forward", "backward")
 GATES = ("input", "forget", "candidate", "output")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dense:
     """y = x @ weight + bias; weight [in, out], bias [out]. A convolution's weight is [width, E, number]."""
 
@@ -33,7 +33,7 @@ class Dense:
     bias: Float32
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Highway:
     """y = g * relu(x @ transform.weight + transform.bias) + (1 - g) * x, g = sigmoid(x @ gate.weight + gate.bias)."""
 
@@ -41,7 +41,7 @@ class Highway:
     gate: Dense
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LstmCell:
     """One direction of one layer.
 
@@ -55,7 +55,7 @@ class LstmCell:
     projection: Float32 | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ElmoWeights:
     """All float32 tensors of a model.
 
@@ -118,6 +118,10 @@ class ElmoWeights:
             projection=dense("projection") if "projection.weight" in tensors else None,
             lstm=tuple((cell(layer, "forward"), cell(layer, "backward")) for layer in range(config.n_layers)),
         )
+
+    def __repr__(self) -> str:
+        """As "ElmoWeights(2,996,448 parameters)": a notebook shows what a cell ends with."""
+        return f"{type(self).__name__}({self.n_parameters:,} parameters)"
 
     @property
     def n_parameters(self) -> int:
@@ -196,7 +200,7 @@ class Lexicon:
     words: Mapping[str, int]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ElmoModel:
     """A model, read from disk or made in memory.
 
@@ -212,7 +216,7 @@ class ElmoModel:
 
     config: ElmoConfig
     weights: ElmoWeights
-    lexicon: Lexicon | None
+    lexicon: Lexicon | None = field(repr=False)
     path: Path
     format: str
     source_format: str | None = None

@@ -29,10 +29,12 @@ def several(name: str, values: Any) -> Iterator[Any]:
         raise FlashElmoError(f"{name}: expected a list, found a {kind}, of which only the keys are iterated")
     if isinstance(values, Set):
         raise FlashElmoError(f"{name}: expected a list, found a {kind}, which has no order")
-    if hasattr(values, "columns"):  # pandas, polars or Arrow
+    if hasattr(type(values), "columns") and not hasattr(type(values), "name"):  # which a column of Dask has, too
         raise FlashElmoError(f"{name}: expected a list, found a table ({kind}); give one of its columns")
     if hasattr(values, "to_pylist"):
         return _rows_of_arrow(values)
+    if getattr(values, "ndim", 1) == 2 and values.shape[1] == 1:  # a table's values, not sentences of one token
+        values = values[:, 0]
     try:
         return iter(values)
     except TypeError:
@@ -58,13 +60,14 @@ def tokens_of(sentence: Any, number: int | None = None) -> Sentence:
     """Return a sentence's tokens, a text's split on white space; an error gives its index among others, from 0."""
     if isinstance(sentence, str):
         return sentence.split()
-    # Lists are recognised sooner than general sequences.
-    if isinstance(sentence, list | tuple) or (isinstance(sentence, Sequence) and not isinstance(sentence, bytes)):
+    if isinstance(sentence, list | tuple):
         return sentence
-    for name in ("tolist", "to_pylist", "as_py"):  # NumPy's and Arrow's arrays and scalars, and columns
+    for name in ("tolist", "to_list", "to_pylist", "as_py"):  # NumPy's and Arrow's arrays and scalars, and columns
         tokens = getattr(sentence, name)() if hasattr(sentence, name) else None
         if isinstance(tokens, str | list):
             return tokens_of(tokens)
+    if isinstance(sentence, Sequence) and not isinstance(sentence, bytes):
+        return sentence
     name = "sentence" if number is None else f"sentence {number}"
     raise FlashElmoError(f"{name}: expected text or a list of tokens, found {shown(sentence)}")
 

@@ -9,12 +9,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from flashelmo.engine.errors import first_line
 from flashelmo.engine.model.checkpoints.bilm import write_bilm_files
 from flashelmo.engine.model.checkpoints.files import MODEL_FILES
 from flashelmo.engine.model.checkpoints.native import write_native_files
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.training.model import BiLM
 from flashelmo.engine.training.softmax_files import SOFTMAX_FILE, Softmax, write_softmax
+
+logger = logging.getLogger("flashelmo")
 
 CURVE_FILE, PICTURE_FILE, CARD_FILE, BILM_FOLDER = "curve.json", "curve.png", "README.md", "bilm"
 OURS = {*MODEL_FILES, SOFTMAX_FILE, CURVE_FILE, PICTURE_FILE, CARD_FILE}
@@ -100,13 +103,19 @@ def write_results(
 
 
 def draw_curve(record: RunRecord, path: Path) -> None:
-    """Draw perplexity over tokens, if matplotlib is installed."""
+    """Draw perplexity over tokens, if matplotlib can."""
     try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        message = "no picture of the curve, which needs matplotlib: pip install 'flashelmo[bench]'"
-        logging.getLogger("flashelmo").warning(message)
-        return
+        _draw(record, path)
+    except ModuleNotFoundError:
+        logger.warning("no picture of the curve, which needs matplotlib: pip install 'flashelmo[bench]'")
+    except Exception as error:  # a user's settings may be for another machine; the model counts
+        logger.warning("no picture of the curve: %s", first_line(error))
+        path.unlink(missing_ok=True)
+
+
+def _draw(record: RunRecord, path: Path) -> None:
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for direction in ("forward", "backward"):

@@ -21,22 +21,23 @@ if TYPE_CHECKING:
     from flashelmo.engine.text.characters import batch_to_ids
     from flashelmo.engine.training.language_model import LanguageModel
 
+    __all__ = [
+        "Client",
+        "CudaSettings",
+        "Elmo",
+        "ElmoConfig",
+        "ElmoEmbedder",
+        "FlashElmoError",
+        "LanguageModel",
+        "MissingExtraError",
+        "__version__",
+        "batch_to_ids",
+        "find_neighbours",
+        "load_model",
+        "open_embeddings",
+    ]
+
 __version__ = "0.1.0"
-__all__ = [
-    "Client",
-    "CudaSettings",
-    "Elmo",
-    "ElmoConfig",
-    "ElmoEmbedder",
-    "FlashElmoError",
-    "LanguageModel",
-    "MissingExtraError",
-    "__version__",
-    "batch_to_ids",
-    "find_neighbours",
-    "load_model",
-    "open_embeddings",
-]
 
 # Public name -> module that defines it. The imports above tell the same to type checkers; a test compares the two.
 _HOMES = {
@@ -53,16 +54,29 @@ _HOMES = {
     "load_model": "flashelmo.engine.model.checkpoints",
     "open_embeddings": "flashelmo.engine.bulk.embeddings",
 }
+# Packages of extras, without which these modules cannot be imported.
+_NEEDS = {"Client": ("httpx", "tenacity"), "Elmo": ("torch",), "LanguageModel": ("torch",)}
 
 
-def __getattr__(name: str) -> Any:
-    """Import the module that defines a public name, on the name's first use (PEP 562)."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # to a type checker it would mean that every name is there
+
+    def __getattr__(name: str) -> Any:
+        """Import the module that defines a public name, on the name's first use (PEP 562)."""
+        if name == "__all__":
+            return ["__version__", *sorted(_HOMES.keys() - _missing())]
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
-    return sorted(set(globals()) | set(__all__))
+    return sorted((globals().keys() | _HOMES.keys()) - _missing())
+
+
+def _missing() -> set[str]:
+    """Names that are not listed, as their packages are missing: `help` and `import *` read every name that is."""
+    from importlib.util import find_spec
+
+    return {name for name, packages in _NEEDS.items() if not all(map(find_spec, packages))}

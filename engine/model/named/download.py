@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -170,7 +171,13 @@ class Resumed:
             with (
                 self.part.open("r+b") as file,
                 tqdm(
-                    desc=url.rpartition("/")[2], total=total, initial=start, unit="B", unit_scale=True, disable=None
+                    desc=url.rpartition("/")[2],
+                    total=total,
+                    initial=start,
+                    unit="B",
+                    unit_scale=True,
+                    mininterval=0.5,
+                    disable=_is_silent(),
                 ) as bar,
             ):
                 file.seek(start)
@@ -181,6 +188,13 @@ class Resumed:
         size = self.part.stat().st_size
         if total is not None and size != total:
             raise requests.ConnectionError(f"expected {total:,} bytes, found {size:,}")
+
+
+def _is_silent() -> bool | None:
+    """Whether no progress is shown; None lets tqdm see whether standard error is a terminal, as a notebook's is not."""
+    if sys.stderr is None:
+        return True
+    return False if "ipykernel" in sys.modules else None
 
 
 def _start_of(headers: Mapping[str, str]) -> int:

@@ -169,8 +169,11 @@ def serve(settings: ServiceSettings, host: str, port: int, say: Callable[[str], 
     """Serve a model until a signal ends it; requests that were accepted are answered first.
 
     Raises:
-        FlashElmoError: the model, the settings, a device or the port cannot be used.
+        FlashElmoError: the model, the settings, a device or the port cannot be used; this thread has an event loop.
     """
+    with suppress(RuntimeError):
+        asyncio.get_running_loop()
+        raise FlashElmoError("serve: expected a process of its own, found a running event loop, as a notebook has one")
     listener = open_port(host, port)
     with listener:
         service = Service(settings)
