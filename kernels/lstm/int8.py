@@ -31,7 +31,7 @@ from flashelmo.kernels.lstm.run import LayerRun, NodeTensors
 from flashelmo.kernels.lstm.steps import Part, depth_launches, is_approximate
 from flashelmo.kernels.lstm.tma import split_gates
 from flashelmo.kernels.lstm.weights import CanonicalLstm, Format, Shape, bound_of
-from flashelmo.kernels.product import int8_of, product, zeros
+from flashelmo.kernels.product import int8_of, larger, product, zeros
 from flashelmo.kernels.tuning import WEIGHT_BOUND_ROWS, Tile, choose_tile
 
 LEVELS = 127
@@ -163,8 +163,8 @@ def int8_rows_kernel(tensors, nodes, depth, N, R, T, SHAPE: tl.constexpr, TILE: 
     o_values = (row * P)[:, None] + o_column[None, :]
     x = tl.load(tensors.x + o_values, mask=m, other=0.0).to(tl.float32)
     r = tl.load(tensors.parent_hidden + o_values, mask=m, other=0.0).to(tl.float32)
-    largest = tl.max(tl.maximum(tl.abs(x), tl.abs(r)), axis=1)
-    scale = tl.maximum(largest, LEAST) / 127.0
+    largest = tl.reduce(larger(tl.abs(x), tl.abs(r)), 1, larger)
+    scale = larger(largest, LEAST) / 127.0  # NaN where any value is, and so are all gates: no integer is
     tl.store(tensors.x_int8 + o_values, int8_of(x, scale), mask=m)
     tl.store(tensors.hidden_int8 + o_values, int8_of(r, scale), mask=m)
     tl.store(tensors.row_scale + row, scale, mask=m_row)
