@@ -35,6 +35,7 @@ from flashelmo.kernels.lstm.cell import (
     store_projected,
     store_to_children,
 )
+from flashelmo.kernels.lstm.few_rows_kernels import cell_layout, load_input_part
 from flashelmo.kernels.product import clip
 from flashelmo.kernels.tuning import CLOCK_WORDS, EXCHANGED_ROWS
 
@@ -164,14 +165,6 @@ def unpair(values, TYPE: gl.constexpr):
 
 
 @gluon.constexpr_function
-def cell_layout(ROWS):
-    """Return which thread holds which cell and node, [64, ROWS], once the transposed product's gates are split."""
-    more = [[0, 1 << k] for k in range(3, ROWS.bit_length() - 1)]
-    lanes = [[0, 2], [0, 4], [1, 0], [2, 0], [4, 0]]
-    return gl.DistributedLinearLayout([[0, 1], *more], lanes, [[8, 0], [16, 0], [32, 0]], [], [64, ROWS])
-
-
-@gluon.constexpr_function
 def paired_layout(ROWS):
     """Return `cell_layout` changed so that a thread holds two consecutive cells of a node instead of two nodes."""
     more = [[0, 1 << k] for k in range(3, ROWS.bit_length() - 1)]
@@ -230,7 +223,7 @@ def touch(p_values):
 def gates_of(sums):
     """Return two gates, [64, ROWS] each, from sums [128, ROWS]."""
     ROWS: gl.constexpr = sums.shape[1]
-    LAYOUT: gl.constexpr = cell_layout(ROWS)
+    LAYOUT: gl.constexpr = cell_layout(CELLS, ROWS)
     one, other = gl.split(sums.reshape([8, 2, 8, ROWS]).permute(0, 2, 3, 1).reshape([CELLS, ROWS, 2]))
     return gl.convert_layout(one, LAYOUT), gl.convert_layout(other, LAYOUT)
 
@@ -318,7 +311,7 @@ def persistent_kernel(
     p_both_sums = p_h + ROWS * (C // 2)
     tag = gl.load(p_clock, volatile=True).to(gl.int32)
 
-    LAYOUT: gl.constexpr = cell_layout(ROWS)
+    LAYOUT: gl.constexpr = cell_layout(CELLS, ROWS)
     WORDS: gl.constexpr = words_layout(P // 2)
     PAIRS: gl.constexpr = row_major_layout(ROWS, SHARE // 2, 1)
     TOTAL: gl.constexpr = row_major_layout(ROWS, SHARE, 2)
@@ -339,19 +332,12 @@ def persistent_kernel(
         following = gl.load(nodes.starts + direction * (T + 2) + depth + 2, mask=depth + 1 < end, other=0)
 
         # The input part and c load while this waits for the parents' r.
-        m = (o_row < n)[None, :]
-        if nodes.words is not None:
-            word = gl.load(nodes.words + direction64 * N + first + o_row, mask=o_row < n, other=0).to(gl.int64)
-            p_x = x_gates_ptr + direction64 * M * (4 * C) + (word * (4 * C))[None, :] + o_cell[:, None]
-        else:
-            p_x = x_gates_ptr + (direction64 * M + first - first_of_all) * (4 * C)
-            p_x = p_x + (o_row * 4 * C)[None, :] + o_cell[:, None]
-        x_i = gl.load(p_x, mask=m, other=0.0)
-        x_f = gl.load(p_x + C, mask=m, other=0.0)
-        x_g = gl.load(p_x + 2 * C, mask=m, other=0.0)
-        x_o = gl.load(p_x + 3 * C, mask=m, other=0.0)
+        x_i, x_f, x_g, x_o = load_input_part(
+            x_gates_ptr, nodes, direction64, first, first_of_all, o_cell, o_row, o_row < n, N, M, C
+        )  # fmt: skip
         parent = gl.load(p_parents + o_row, mask=o_row < n, other=0)
         p_before = tensors.cell + ((depth + 1) % 2 * SHAPE.D + direction64) * R * C
+        m = (o_row < n)[None, :]
         c = gl.load(p_before + (parent * C)[None, :] + o_cell[:, None], mask=m, other=0.0)
         for block in gl.static_range(ROWS // 8):
             o_node = zero + 8 * block + gl.arange(0, 8, layout=gl.SliceLayout(1, WORDS))
