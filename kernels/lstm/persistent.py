@@ -21,7 +21,8 @@ from torch import Tensor
 from flashelmo.kernels.launch import Launch
 from flashelmo.kernels.lstm.hoisted import input_parts
 from flashelmo.kernels.lstm.hopper import has_layout, hopper_layout, is_served
-from flashelmo.kernels.lstm.persistent_kernel import CELLS, K, persistent_kernel
+from flashelmo.kernels.lstm.persistent_exchange import CELLS
+from flashelmo.kernels.lstm.persistent_kernel import K, persistent_kernel
 from flashelmo.kernels.lstm.roots import roots_launch
 from flashelmo.kernels.lstm.run import LayerRun, NodeTensors
 from flashelmo.kernels.lstm.steps import is_approximate
