@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from flashelmo.kernels.arguments import Products, check
+from flashelmo.kernels.compiled import MOST
 from flashelmo.kernels.lstm.weights import LstmWeights, Shape
 from flashelmo.kernels.tuning import MOST_POLLS, exchange_size, split_sizes
 
@@ -254,6 +255,8 @@ class LayerRun:
         R = tensors.cell.shape[2]
         if nodes.max_rows > R:
             raise ValueError(f"cell: expected at least {nodes.max_rows} rows, those of the largest depth, found {R}")
+        if R * C > MOST:  # some kernels count a direction's cells in 32 bits
+            raise ValueError(f"cell: expected at most {MOST // C} rows of {C} cells, found {R}")
         check("unprojected", tensors.unprojected, [D, R, C], dtype)
         check("partial_sums", tensors.partial_sums, [None], [torch.float32])
         check("counters", tensors.counters, [None], [torch.int32])
