@@ -20,12 +20,13 @@ from flashelmo.kernels.lstm.steps import (
     Part,
     choose_projection,
     depth_launches,
+    eviction_policy,
     gates_arguments,
     is_approximate,
     projection_arguments,
 )
 from flashelmo.kernels.lstm.weights import interleave
-from flashelmo.kernels.tuning import WEIGHT_BOUND_ROWS, Tile, choose_tile
+from flashelmo.kernels.tuning import Tile, choose_tile
 
 
 def serves(run: LayerRun, rows: int) -> bool:
@@ -93,7 +94,7 @@ def _gates(run: LayerRun, slab_depth: int, x_gates: Tensor | None) -> Part:
     def kind(rows: int) -> tuple[Tile, Mode]:
         given = "gates", weights.dtype, options.precision, rows
         tile = choose_tile(*given, device=device, batch_invariant=invariant)
-        return tile, _mode(run, rows, approximate=is_approximate(weights.dtype))
+        return tile, Mode(options.precision, eviction_policy(run, rows), is_approximate(weights.dtype))
 
     def launch(kind: tuple[Tile, Mode]) -> Launch:
         return Launch(gates_kernel, (), arguments | {"TILE": kind[0], "MODE": kind[1]}, kind[0].options)
@@ -110,7 +111,7 @@ def projection(run: LayerRun, pack: Callable[..., Any] = interleave) -> Part:
     (D, P, _), arguments = run.weights.shape, projection_arguments(run, pack)
 
     def kind(rows: int) -> tuple[Tile, Mode]:
-        return choose_projection(run, rows), _mode(run, rows)
+        return choose_projection(run, rows), Mode(run.options.precision, eviction_policy(run, rows), False)
 
     def launch(kind: tuple[Tile, Mode]) -> Launch:
         return Launch(projection_kernel, (), arguments | {"TILE": kind[0], "MODE": kind[1]}, kind[0].options)
@@ -119,9 +120,3 @@ def projection(run: LayerRun, pack: Callable[..., Any] = interleave) -> Part:
         return cdiv(rows, kind[0].rows), cdiv(P, kind[0].columns) * kind[0].splits, D
 
     return Part(kind, launch, grid)
-
-
-def _mode(run: LayerRun, rows: int, approximate: bool = False) -> Mode:
-    options = run.options
-    keeps = options.keep_weights and rows <= WEIGHT_BOUND_ROWS and not options.batch_invariant
-    return Mode(options.precision, "evict_last" if keeps else "", approximate)

@@ -6,14 +6,26 @@ depth's nodes, as a projection does for later depths.
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
 from flashelmo.kernels.launch import Launch, cdiv
 from flashelmo.kernels.lstm.cell import depth_nodes
-from flashelmo.kernels.lstm.run import INTEGERS, LayerRun, NodeTensors
+from flashelmo.kernels.lstm.run import LayerRun, NodeTensors
 
 ROOT_ROWS, ROOT_COLUMNS = 4, 512  # per program that sets the roots' states
+
+
+class RootTensors(NamedTuple):
+    """The fields of `LstmTensors` that this reads and writes."""
+
+    hidden: Any
+    parent_hidden: Any
+    cell: Any
+    root_hidden: Any
+    root_cell: Any
 
 
 @triton.jit(do_not_specialize=["N", "R", "T", "HIDDEN_STRIDE", "CELL_STRIDE"])
@@ -52,9 +64,7 @@ def roots_launch(run: LayerRun) -> Launch:
     rows, columns = max(nodes.n_roots, nodes.rows(1)), max(run.weights.shape.P, run.weights.shape.C)
     strides = (0, 0) if tensors.root_hidden is None else (tensors.root_hidden.stride(0), tensors.root_cell.stride(0))
     arguments = run.arguments | {
-        "tensors": tensors._replace(
-            x=None, unprojected=None, outputs=None, partial_sums=None, counters=None, **dict.fromkeys(INTEGERS)
-        ),
+        "tensors": tensors.only(RootTensors),
         "nodes": NodeTensors(nodes.starts, nodes.parents),
         "HIDDEN_STRIDE": strides[0],
         "CELL_STRIDE": strides[1],

@@ -135,9 +135,6 @@ class Workspace(NamedTuple):
         )
 
 
-INTEGERS = ("x_int8", "hidden_int8", "row_scale")  # only for 8-bit products
-
-
 class LstmTensors(NamedTuple):
     """The tensors that the steps of one layer read and write; None for each one that a kernel does not use.
 
@@ -170,10 +167,19 @@ class LstmTensors(NamedTuple):
     hidden_int8: Any = None
     row_scale: Any = None
 
+    @property
+    def skipped(self) -> Any:
+        """x where a skip connection adds it to the output, else None."""
+        return None if self.outputs is None else self.x
+
+    def only(self, fields: type[Any]) -> Any:
+        """Return these in a tuple of only some fields, those that a kernel uses."""
+        return fields(*(getattr(self, name) for name in fields._fields))
+
     def poison(self) -> None:
         """Fill everything that steps write with values they cannot produce: NaN, or the least integer."""
         written = self.hidden, self.parent_hidden, self.cell, self.unprojected, self.outputs, self.partial_sums
-        for tensor in (*written, *(getattr(self, name) for name in INTEGERS)):
+        for tensor in (*written, self.x_int8, self.hidden_int8, self.row_scale):
             if tensor is not None:
                 tensor.fill_(torch.nan if tensor.is_floating_point() else torch.iinfo(tensor.dtype).min)
 

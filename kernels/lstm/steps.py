@@ -18,7 +18,7 @@ from flashelmo.kernels.lstm.cell import GatesTensors, ProjectionTensors
 from flashelmo.kernels.lstm.roots import roots_launch
 from flashelmo.kernels.lstm.run import LayerRun, NodeTensors
 from flashelmo.kernels.lstm.weights import CanonicalLstm, Format, Layout, interleave
-from flashelmo.kernels.tuning import Tile, choose_tile
+from flashelmo.kernels.tuning import WEIGHT_BOUND_ROWS, Tile, choose_tile
 
 
 class Variant(NamedTuple):
@@ -79,12 +79,11 @@ def gates_arguments(run: LayerRun, slab_depth: int, x_gates: Tensor | None) -> d
 
     Tensors that a kernel does not use are None, so that it is compiled once whether or not a layer has them.
     """
-    tensors, words = run.tensors, None if x_gates is None else run.words
+    words = None if x_gates is None else run.words
+    tensors = run.tensors.only(GatesTensors)
     return run.arguments | {
         "weights": run.weights.layout(interleave),
-        "tensors": GatesTensors(
-            tensors.x if x_gates is None else None, tensors.parent_hidden, tensors.cell, tensors.unprojected
-        ),
+        "tensors": tensors if x_gates is None else tensors._replace(x=None),
         "nodes": NodeTensors(run.nodes.starts, run.nodes.parents, words=None if words is None else words.of_nodes),
         "x_gates_ptr": x_gates,
         "slab_depth": slab_depth,
@@ -96,7 +95,7 @@ def projection_arguments(run: LayerRun, pack: Callable[..., Any] = interleave) -
     """Return the arguments of `projection_tile`, except tile and mode, with weights in the layout that `pack` makes."""
     return run.arguments | {
         "weights": run.weights.layout(pack),
-        "tensors": projected_tensors(run),
+        "tensors": run.tensors.only(ProjectionTensors)._replace(x=run.tensors.skipped),
         "nodes": NodeTensors(run.nodes.starts, None, run.nodes.children),
     }
 
@@ -117,16 +116,9 @@ def block_projection_arguments(run: LayerRun, weights: Any) -> dict[str, Any]:
     return run.arguments | {
         "projection_clip": weights.projection_clip,
         "polls": run.options.polls,
-        "tensors": projected_tensors(run)._replace(unprojected=None),
+        "tensors": run.tensors.only(ProjectionTensors)._replace(x=run.tensors.skipped, unprojected=None),
         "nodes": NodeTensors(run.nodes.starts, None, run.nodes.children),
     }
-
-
-def projected_tensors(run: LayerRun) -> ProjectionTensors:
-    """Return the tensors that a projection reads and writes; x and the output where there is a skip connection."""
-    tensors = run.tensors
-    x = None if tensors.outputs is None else tensors.x
-    return ProjectionTensors(*(x if name == "x" else getattr(tensors, name) for name in ProjectionTensors._fields))
 
 
 def choose_projection(run: LayerRun, rows: int) -> Tile:
@@ -146,6 +138,13 @@ def choose_projection(run: LayerRun, rows: int) -> Tile:
         if len(getattr(run.tensors, name)) < values:
             raise ValueError(f"{name}: expected at least {values} values, found {len(getattr(run.tensors, name))}")
     return tile
+
+
+def eviction_policy(run: LayerRun, rows: int) -> str:
+    """Return that of the weights, which the L2 cache keeps where time goes into reading them."""
+    options = run.options
+    keeps = options.keep_weights and rows <= WEIGHT_BOUND_ROWS and not options.batch_invariant
+    return "evict_last" if keeps else ""
 
 
 def is_approximate(dtype: torch.dtype) -> bool:
