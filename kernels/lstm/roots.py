@@ -14,8 +14,9 @@ import triton.language as tl
 from flashelmo.kernels.launch import Launch, cdiv
 from flashelmo.kernels.lstm.cell import depth_nodes
 from flashelmo.kernels.lstm.run import LayerRun, NodeTensors
+from flashelmo.kernels.tuning import Tile
 
-ROOT_ROWS, ROOT_COLUMNS = 4, 512  # per program that sets the roots' states
+TILE = Tile(4, 512, k=1, warps=4, stages=1)
 
 
 class RootTensors(NamedTuple):
@@ -30,11 +31,13 @@ class RootTensors(NamedTuple):
 
 @triton.jit(do_not_specialize=["N", "R", "T", "HIDDEN_STRIDE", "CELL_STRIDE"])
 def roots_kernel(
-    tensors, nodes, N, R, T, HIDDEN_STRIDE, CELL_STRIDE, SHAPE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
-):
+    tensors, nodes, N, R, T, HIDDEN_STRIDE, CELL_STRIDE, SHAPE: tl.constexpr, TILE: tl.constexpr
+):  # fmt: skip
     """Write the roots' states, and their r to the first depth's rows. Grid: blocks of rows; blocks of columns; D."""
     P: tl.constexpr = SHAPE.P
     C: tl.constexpr = SHAPE.C
+    ROWS: tl.constexpr = TILE.rows
+    COLUMNS: tl.constexpr = TILE.columns
     direction = tl.program_id(2).to(tl.int64)
     o_row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     o_column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
@@ -68,8 +71,7 @@ def roots_launch(run: LayerRun) -> Launch:
         "nodes": NodeTensors(nodes.starts, nodes.parents),
         "HIDDEN_STRIDE": strides[0],
         "CELL_STRIDE": strides[1],
-        "ROWS": ROOT_ROWS,
-        "COLUMNS": ROOT_COLUMNS,
+        "TILE": TILE,
     }
-    grid = cdiv(rows, ROOT_ROWS), cdiv(columns, ROOT_COLUMNS), run.weights.shape.D
-    return Launch(roots_kernel, grid, arguments, {"num_warps": 4})
+    grid = cdiv(rows, TILE.rows), cdiv(columns, TILE.columns), run.weights.shape.D
+    return Launch(roots_kernel, grid, arguments, TILE.options)
