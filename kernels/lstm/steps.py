@@ -11,13 +11,12 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
-from torch import Tensor
 
 from flashelmo.kernels.launch import Launch, cdiv
-from flashelmo.kernels.lstm.cell import GatesTensors, ProjectionTensors
+from flashelmo.kernels.lstm.cell import ProjectionTensors
 from flashelmo.kernels.lstm.roots import roots_launch
 from flashelmo.kernels.lstm.run import LayerRun, NodeTensors
-from flashelmo.kernels.lstm.weights import CanonicalLstm, Format, Layout, interleave
+from flashelmo.kernels.lstm.weights import CanonicalLstm, Format, Layout
 from flashelmo.kernels.tuning import WEIGHT_BOUND_ROWS, Tile, choose_tile
 
 
@@ -72,32 +71,6 @@ def depth_launches(run: LayerRun, depths: range, *parts: Part) -> Iterator[Launc
             kind = part.kind(rows)
             launch = made.get((k, kind)) or made.setdefault((k, kind), part.launch(kind))
             yield launch.at(part.grid(rows, kind), depth=depth)
-
-
-def gates_arguments(run: LayerRun, slab_depth: int, x_gates: Tensor | None) -> dict[str, Any]:
-    """Return the arguments of `gates_tile`, except tile and mode, for a slab that begins at `slab_depth`.
-
-    Tensors that a kernel does not use are None, so that it is compiled once whether or not a layer has them.
-    """
-    words = None if x_gates is None else run.words
-    tensors = run.tensors.only(GatesTensors)
-    return run.arguments | {
-        "weights": run.weights.layout(interleave),
-        "tensors": tensors if x_gates is None else tensors._replace(x=None),
-        "nodes": NodeTensors(run.nodes.starts, run.nodes.parents, words=None if words is None else words.of_nodes),
-        "x_gates_ptr": x_gates,
-        "slab_depth": slab_depth,
-        "M": 0 if x_gates is None else x_gates.shape[1],
-    }
-
-
-def projection_arguments(run: LayerRun, pack: Callable[..., Any] = interleave) -> dict[str, Any]:
-    """Return the arguments of `projection_tile`, except tile and mode, with weights in the layout that `pack` makes."""
-    return run.arguments | {
-        "weights": run.weights.layout(pack),
-        "tensors": run.tensors.only(ProjectionTensors)._replace(x=run.tensors.skipped),
-        "nodes": NodeTensors(run.nodes.starts, None, run.nodes.children),
-    }
 
 
 def block_gates_arguments(run: LayerRun, weights: Any) -> dict[str, Any]:
