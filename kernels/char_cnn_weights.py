@@ -82,7 +82,8 @@ def pack_char_cnn(
         dim=2,
     )  # [widest, S, F]
     widths = torch.cat([torch.full((weight.shape[2],), len(weight), device="cpu") for weight, _ in convolutions])
-    padding = torch.einsum("s,jsf->f", embedding[padding_id].float(), weight.float())
+    # Not by a product of PyTorch's, which a program may have set to TF32.
+    padding = (embedding[padding_id].float()[:, None] * weight.float()).sum((0, 1))
     return CharCnnWeights(
         embedding=embedding,
         weight=weight.flatten(0, 1),

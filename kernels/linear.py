@@ -36,38 +36,26 @@ def linear_kernel(
     K: tl.constexpr, F: tl.constexpr, WEIGHT_STRIDE: tl.constexpr,
     TILE: tl.constexpr, ROW_GROUP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Compute a block of rows and columns. Grid: blocks of columns; blocks of rows; D."""
+    """Compute a block of rows and columns of one matrix. Grid: blocks of columns; blocks of rows; D."""
     i_rows, i_columns = tl.swizzle2d(
         tl.program_id(1), tl.program_id(0), tl.num_programs(1), tl.num_programs(0), ROW_GROUP
     )
     if count_ptr is None or i_rows * TILE.rows < tl.load(count_ptr):
-        linear_tile(
-            x_ptr, weight_ptr, bias_ptr, out_ptr, first_ptr, i_rows, i_columns, n, n_x, first, first_stride,
-            K, F, WEIGHT_STRIDE, TILE, PRECISION,
-        )  # fmt: skip
-
-
-@triton.jit
-def linear_tile(
-    x_ptr, weight_ptr, bias_ptr, out_ptr, first_ptr, i_rows, i_columns, n, n_x, first, first_stride,
-    K: tl.constexpr, F: tl.constexpr, WEIGHT_STRIDE: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Compute a block of rows and columns of one of the matrices."""
-    d = tl.program_id(2).to(tl.int64)
-    o_row = i_rows * TILE.rows + tl.arange(0, TILE.rows)
-    o_column = i_columns * TILE.columns + tl.arange(0, TILE.columns)
-    m_row, m_column = o_row < n, o_column < F
-    row = d * n_x + o_row
-    if first_ptr is not None:
-        first += tl.load(first_ptr + d * first_stride)
-    row, m_row = row + first, m_row & (first + o_row < n_x)
-    p_x = x_ptr + row * K
-    p_weight = weight_ptr + d * WEIGHT_STRIDE + o_column
-    bias = tl.load(bias_ptr + d * F + o_column, mask=m_column, other=0.0)
-    acc = zeros(TILE.rows, TILE.columns) + bias[None, :]
-    acc = product(acc, p_x, p_x, m_row, p_weight, m_column, K, 1, F, F % TILE.columns == 0, TILE.k, PRECISION, "")
-    p_out = out_ptr + ((d * n + o_row) * F)[:, None] + o_column[None, :]
-    tl.store(p_out, acc.to(out_ptr.dtype.element_ty), mask=m_row[:, None] & m_column[None, :])
+        d = tl.program_id(2).to(tl.int64)
+        o_row = i_rows * TILE.rows + tl.arange(0, TILE.rows)
+        o_column = i_columns * TILE.columns + tl.arange(0, TILE.columns)
+        m_row, m_column = o_row < n, o_column < F
+        row = d * n_x + o_row
+        if first_ptr is not None:
+            first += tl.load(first_ptr + d * first_stride)
+        row, m_row = row + first, m_row & (first + o_row < n_x)
+        p_x = x_ptr + row * K
+        p_weight = weight_ptr + d * WEIGHT_STRIDE + o_column
+        bias = tl.load(bias_ptr + d * F + o_column, mask=m_column, other=0.0)
+        acc = zeros(TILE.rows, TILE.columns) + bias[None, :]
+        acc = product(acc, p_x, p_x, m_row, p_weight, m_column, K, 1, F, F % TILE.columns == 0, TILE.k, PRECISION, "")
+        p_out = out_ptr + ((d * n + o_row) * F)[:, None] + o_column[None, :]
+        tl.store(p_out, acc.to(out_ptr.dtype.element_ty), mask=m_row[:, None] & m_column[None, :])
 
 
 LIBRARY_ROWS = 128  # from this many on, float32 is multiplied by PyTorch

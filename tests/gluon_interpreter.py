@@ -152,6 +152,10 @@ class Shared:
     data: np.ndarray[Any, Any]
     dtype: Any
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.data.shape
+
     def index(self, i: Any) -> Shared:
         """See Gluon, as of the others."""
         assert 0 <= _plain(i) < len(self.data)

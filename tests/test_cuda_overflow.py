@@ -12,6 +12,8 @@ pytest.importorskip("triton")
 from cuda_runs import AHEAD, ONE_LAYER, assert_close, on_cuda, on_host, pipeline_of
 from tiny_models import WORD_MODEL, WORDS, random_model
 
+from flashelmo.engine.cuda.pipeline import CudaPipeline
+from flashelmo.engine.cuda.transfer import Mark
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.output import Layers, Output
@@ -107,6 +109,18 @@ def test_what_a_call_left_on_the_device_is_refused_by_the_next(monkeypatch: pyte
         embedder.embed_batch(SENTENCES)
     for _ in range(2):  # said once
         assert_close(embedder.embed_batch(SENTENCES), expected)
+
+
+def test_another_thread_may_look_at_the_same_time_at_what_a_call_left() -> None:
+    reads = [Mark(None), None]
+
+    class Shared(CudaPipeline):
+        _left = property(lambda self: reads.pop(0), lambda self, mark: None)  # type: ignore[assignment]
+
+    pipeline = pipeline_of(on_cuda(ONE_LAYER))
+    pipeline.__class__ = Shared
+    pipeline._check_left()
+    assert reads == [None]
 
 
 @pytest.mark.parametrize("stateful", [False, True])

@@ -8,6 +8,7 @@ torch = pytest.importorskip("torch")
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from kernel_inputs import ROUNDING, random  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from flashelmo.benchmarks.kernels.inputs import group_words  # noqa: E402
 from flashelmo.engine.precision import tolerance  # noqa: E402
@@ -126,6 +127,20 @@ def test_the_maximum_runs_over_padding_just_where_there_is_a_window_of_it(sign, 
     most, least = ([min(3, 12 - n) for n in range(13)], [max(0, 3 - n) for n in range(13)])
     expected = [10 + n for n in most] if sign > 0 else [10 - n for n in least]
     assert features(ids, weights, device)[:, 0].tolist() == expected
+
+
+def test_weights_are_packed_without_products_that_a_program_may_have_set_to_tf32(device):
+    """The maximum is that of a window of padding for many words, in float32 too."""
+    called = set()
+
+    class Recorded(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), named=None):
+            called.add(function.overloadpacket.__name__)
+            return function(*arguments, **(named or {}))
+
+    with Recorded():
+        pack_char_cnn(*model(), padding_id=PADDING, activation="relu", device=device)
+    assert "mul" in called and not called & {"mm", "bmm", "addmm", "baddbmm", "mv", "dot"}
 
 
 def test_not_a_number_stays_one(device):

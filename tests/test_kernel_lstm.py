@@ -315,6 +315,11 @@ def test_weights_that_were_laid_out_otherwise_are_refused(
             lambda t: t[:, :, :3].contiguous(),
             "cell: expected at least 20 rows, those of the largest depth, found 3",
         ),
+        (
+            "cell",
+            lambda t: torch.empty(2, 2, 89478486, 24, device="meta"),
+            "cell: expected at most 89478485 rows of 24 cells, found 89478486",
+        ),
         ("cell", lambda t: t.to(torch.float16), "cell: expected torch.float32, found torch.float16"),
         ("unprojected", lambda t: t[:1], r"unprojected: expected shape \[2, 20, 24\], found \[1, 20, 24\]"),
         ("outputs", lambda _: torch.zeros(3), r"outputs: expected shape \[2, 24, 12\], found \[3\]"),

@@ -185,6 +185,15 @@ def test_a_row_of_zeros_is_zero(device: str) -> None:
     assert not tensors.x_int8[0, 1:4].any() and not tensors.hidden_int8[0, 1:4].any()
 
 
+def test_a_nan_reaches_its_row_and_its_children(device: str) -> None:
+    """No integer stands for it, but a row's scale does."""
+    layer = random_layer(device, sizes=((1, 3, 2), (1, 2)), P=16, C=32)
+    layer.x[0, 2, 5] = torch.nan
+    found = real_nodes(layer.computed("int8", int8=True).tensors.hidden, layer.nodes).isnan()
+    assert torch.equal(found, real_nodes(expected(layer), layer.nodes).isnan())
+    assert found.all(1).nonzero().flatten().tolist() == [1, 4]  # a node and its child
+
+
 @pytest.mark.parametrize("C", [5, 32, 40])
 def test_weights_are_within_half_a_step(C: int) -> None:
     layer = random_layer("cpu", P=3, C=C)

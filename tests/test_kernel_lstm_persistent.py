@@ -26,7 +26,7 @@ from flashelmo.engine.cuda.layout import Sizes
 from flashelmo.engine.precision import PRECISIONS
 from flashelmo.kernels.launch import Launch
 from flashelmo.kernels.lstm import layer as table
-from flashelmo.kernels.lstm import persistent, persistent_kernel, proven
+from flashelmo.kernels.lstm import persistent, persistent_exchange, proven
 from flashelmo.kernels.lstm.layer import Variant
 from flashelmo.kernels.lstm.run import InputWords, LayerRun, Workspace, new_tensors
 from flashelmo.kernels.tuning import CLOCK_WORDS, MOST_POLLS, exchange_size
@@ -298,21 +298,21 @@ def test_words_are_waited_for(n: int) -> None:
     rows = [-1 if k == 1 else 9 - k for k in range(n)]
     words = Words({3 * row: (0xA0000000 + row, 2 + k) for k, row in enumerate(rows) if row >= 0})
     operands = [*[0] * n, *rows, *[BASE] * n, *[TAG] * n, *[POLLS] * n]
-    found = run_assembly(persistent_kernel.receive_code.fn(n, 3), operands, words)
+    found = run_assembly(persistent_exchange.receive_code.fn(n, 3), operands, words)
     expected = [0xA0000000 + row if row >= 0 else 0 for row in rows]
     assert [set(found[f"${k}"].tolist()) for k in range(n)] == [{value} for value in expected]
     assert set(words.looks.values()) == {
         max(since for _, since in words.values.values())
     }  # all again until the last is there
     constraints = ["=&r"] * n + ["r"] * n + ["l"] * n + ["r"] * n + ["r"] * n
-    assert persistent_kernel.receive_constraints.fn(n).split(",") == constraints
+    assert persistent_exchange.receive_constraints.fn(n).split(",") == constraints
 
 
 @pytest.mark.parametrize("since", [POLLS, POLLS + 1])
 def test_a_wait_ends(since: int) -> None:
     words = Words({0: (1, 1), 3: (2, since)})
     operands = [0, 0, 0, 1, BASE, BASE, TAG, TAG, POLLS, POLLS]
-    found = results(persistent_kernel.receive_code.fn(2, 3), operands, words)
+    found = results(persistent_exchange.receive_code.fn(2, 3), operands, words)
     assert words.looks[3] == POLLS
     assert found == ([1, 2] if since == POLLS else [-1, -1])
 
@@ -327,7 +327,7 @@ def test_sums_of_splits_are_waited_for_and_added(splits: int, late: int) -> None
     of_words = {10 + 6 * split + k: (bits(each[k]), 1) for split, each in enumerate(values) for k in range(2)}
     last = 10 + 6 * (splits - 1) + 1
     words = Words(of_words | {last: (of_words[last][0], late)})
-    code = persistent_kernel.receive_sums_code.fn(splits, 6)
+    code = persistent_exchange.receive_sums_code.fn(splits, 6)
     found = results(code, [0, 0, 10, BASE, TAG, POLLS], words, np.float32)
     expected = [sum(each[k] for each in values) for k in range(2)] if late <= POLLS else [torch.nan] * 2
     torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
@@ -339,5 +339,5 @@ def test_sums_of_splits_are_waited_for_and_added(splits: int, late: int) -> None
 def test_a_value_is_sent_with_its_tag() -> None:
     words = Region("words", BASE, np.zeros(64, np.uint8), Clocks(2), slots=2)
     for word in (4, -1):
-        run_assembly(persistent_kernel.SEND.value, [0, word, BASE, 0xDEADBEEF, TAG], words)
+        run_assembly(persistent_exchange.SEND.value, [0, word, BASE, 0xDEADBEEF, TAG], words)
     assert words.data.view(np.uint64).tolist() == [0, 0, 0, 0, TAG << 32 | 0xDEADBEEF, 0, 0, 0]

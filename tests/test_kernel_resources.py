@@ -6,9 +6,11 @@ All are compiled once: the tests that look at them are in this file, and process
 import fcntl
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -17,9 +19,11 @@ pytest.importorskip("triton")
 
 from ptx import END, LAUNCH, WAIT, before, parameter_names
 
+from flashelmo import kernels
 from flashelmo.benchmarks.__main__ import main
 from flashelmo.benchmarks.kernels import resources
 from flashelmo.benchmarks.kernels.cases import OTHER_SIZES, TARGETS, cases, described, entry_name, hopper_entry_name
+from flashelmo.benchmarks.kernels.lstm import kernel_name
 from flashelmo.benchmarks.kernels.resources import KIB, Resources, breaches, parse_usage, split_instructions
 from flashelmo.kernels.tuning import HOPPER_TILES, TILES
 
@@ -31,6 +35,7 @@ ROWS_ALONE = (
     "states carried",
     "training cell",
     "training step",
+    "roots",
 )  # kernels that multiply no matrices
 FULL_TYPES = {"half": "bf16", "int8": "int8", "tf32": "tf32", "ieee": "fp32"}  # compiled for every target
 
@@ -85,6 +90,12 @@ def test_every_case_is_compiled_for_its_targets_and_every_size(run: Run) -> None
     sizes = {each.size for each in run.found}
     assert {described(config, "CP") for config in OTHER_SIZES} <= sizes
     assert "F 2048, E 50" in sizes and "F 12, E 3" in sizes
+
+
+def test_every_kernel_has_a_case() -> None:
+    sources = [path.read_text(encoding="utf-8") for path in Path(kernels.__file__).parent.rglob("*.py")]
+    named = {name for source in sources for name in re.findall(r"^def (\w+_kernel)\(", source, re.MULTILINE)}
+    assert len(named) > 20 and named == {kernel_name(case.build()) for case in cases()}
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -163,6 +163,7 @@ KERNELS = (
     Kernel("gates hoisted", GATES, "CP", hoisted, ("bf16", "fp16"), ("fp32", "tf32")),
     Kernel("gates hoisted by word", GATES, "CP", by_word, ("fp32",), ("bf16", "tf32")),
     Kernel("linear, words", LINEAR, "CP", partial(lstm_step, "linear", "hoisted", by_word=True), few=BF16),
+    Kernel("roots", (), "CP", partial(lstm_step, "roots", "fused"), BF16, ("fp32",)),
     Kernel("int8 gates", GATES, "CP", partial(lstm_step, "int8_gates", "int8"), INT8),
     Kernel("int8 rows", (), "CP", partial(lstm_step, "int8_rows", "int8"), INT8),
     Kernel("projection", PROJECTION, "CP", partial(projection, skip=True), EXACT, sizes=True),

@@ -65,7 +65,7 @@ class GraphCache:
         self.works = True
 
     def get(self, key: Hashable, size: int, run: Callable[[Tensor], Tensor]) -> Captured | None:
-        """The graph of a bucket; None where it is not captured (yet).
+        """The graph of a bucket; None where it is not captured (yet), or where memory is lacking for that.
 
         Args:
             key: the bucket, and whatever else the launches depend on.
@@ -85,16 +85,19 @@ class GraphCache:
         try:
             captured = self._capture(size, run)
         except RuntimeError as error:
-            if is_out_of_memory(error):
-                raise
-            self.works = False  # the same launches work without a graph
-            logger.warning("CUDA graphs are not used: %s", first_line(error))
-            return None
-        self._graphs[key] = captured
-        while len(self._graphs) > 1 and self._are_too_many():
-            self._wait()
-            self._graphs.popitem(last=False)
-        return captured
+            if not is_out_of_memory(error):
+                self.works = False  # the same launches work without a graph
+                logger.warning("CUDA graphs are not used: %s", first_line(error))
+                return None
+        else:
+            self._graphs[key] = captured
+            while len(self._graphs) > 1 and self._are_too_many():
+                self._wait()
+                self._graphs.popitem(last=False)
+            return captured
+        self.clear()  # only here, as the error held tensors; a capture cannot use memory that is kept for launches
+        release_memory(self._device)
+        return None
 
     def clear(self) -> None:
         """Free all graphs and their memory."""
@@ -134,6 +137,13 @@ class GraphCache:
             return out
 
         return Captured(replay, packed_schedule, out.nbytes)
+
+
+def release_memory(device: torch.device) -> None:
+    """Give what PyTorch keeps of a device's memory for later use back to the driver."""
+    if device.type == "cuda":
+        with CAPTURE_LOCK:
+            torch.cuda.empty_cache()
 
 
 def _record(graph: torch.cuda.CUDAGraph, pool: Any, run: Callable[[], Tensor]) -> Tensor:

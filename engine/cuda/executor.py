@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -12,12 +12,12 @@ from torch import Tensor
 
 from flashelmo.engine.arrays import Int32
 from flashelmo.engine.cuda.compute import DeviceOutput, compute
-from flashelmo.engine.cuda.cuda_graphs import Captured, GraphCache
+from flashelmo.engine.cuda.cuda_graphs import GraphCache, release_memory
 from flashelmo.engine.cuda.layout import Layout, Sizes, fill, fill_words
 from flashelmo.engine.cuda.memory import word_gates_bytes
 from flashelmo.engine.cuda.model import DeviceModel, WordVectorTable
 from flashelmo.engine.cuda.state import DeviceState
-from flashelmo.engine.cuda.transfer import CAPTURE_LOCK, Transfers
+from flashelmo.engine.cuda.transfer import Transfers
 from flashelmo.engine.output import Output
 from flashelmo.engine.pipeline import Pack, Plan
 from flashelmo.engine.settings import Settings
@@ -25,7 +25,6 @@ from flashelmo.engine.text.characters import WordEncoder
 from flashelmo.engine.text.schedule import Schedule
 from flashelmo.kernels.lstm.hoisted import pays_by_word, row_bytes
 from flashelmo.kernels.lstm.run import LaunchOptions, Workspace
-from flashelmo.kernels.pytorch import is_out_of_memory
 
 MAX_WORD_GRAPHS = 8  # one for each power of two
 LENT_BYTES = 1 << 20  # of a graph's results; larger ones are copied, so that their download and the next window overlap
@@ -111,10 +110,8 @@ class Executor:
         """Free memory that the queued work does not need."""
         self._graphs.clear()
         self._word_graphs.clear()
-        if self.model.device.type == "cuda":
-            self._transfers.wait()
-            with CAPTURE_LOCK:
-                torch.cuda.empty_cache()
+        self._transfers.wait()
+        release_memory(self.model.device)
 
     def packing(self, output: Output) -> Pack:
         """Return the function with which the planning thread prepares a window's `Packed` from its schedule."""
@@ -189,7 +186,7 @@ class Executor:
         device_output = self._device_output(output)
         run = partial(self._compute, bucket, device_output, first_row)
         self._forget_graphs_of_other_tensors()
-        captured = self._graph((bucket, output, 0 if self._state is None else first_row), size, run)
+        captured = self._graphs.get((bucket, output, 0 if self._state is None else first_row), size, run)
         n_results = sizes.n_sentences if output.pool else sizes.n_tokens
         if captured is None:
             return run(self._transfers.upload(size, fill_bucket))[:, :n_results], False
@@ -199,16 +196,6 @@ class Executor:
         results = self._new_results(device_output, n_results)  # before the state advances, as memory may be lacking
         captured.staging.upload(fill_bucket)
         return results.copy_(captured.replay()[:, :n_results]), False
-
-    def _graph(self, key: Hashable, size: int, run: Callable[[Tensor], Tensor]) -> Captured | None:
-        """Return a bucket's graph; None if it finds no memory, as a capture cannot use memory kept for launches."""
-        try:
-            return self._graphs.get(key, size, run)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-        self.make_room()
-        return None
 
     def _new_results(self, device_output: DeviceOutput, n: int) -> Tensor:
         """Return an unfilled tensor [O, n, 2P]."""

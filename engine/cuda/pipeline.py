@@ -179,7 +179,8 @@ class CudaPipeline:
         Raises:
             FlashElmoError: some were not finite, and no call has said so.
         """
-        if self._left is not None and self._left.is_past:
+        left = self._left  # which other threads replace
+        if left is not None and left.is_past:
             self._left = None
             if self._executor.overflowed and not self._refused:
                 self._refused = True

@@ -10,7 +10,8 @@ of depths, in order.
     warp_specialized.py  many rows on Hopper, in Gluon: one warp copies, two groups of warps multiply in turn; the
                          kernel is in warp_specialized_kernel.py
     persistent.py        fewer rows on Hopper, in Gluon: hoisted, the steps of all depths in one launch, weights stay on
-                         the chip; the kernel is in persistent_kernel.py
+                         the chip; the kernel is in persistent_kernel.py, what its programs send each other in
+                         persistent_exchange.py
     few_rows.py          few rows on Hopper, in Gluon: hoisted, weights are loading before the previous launch ends;
                          the kernels are in few_rows_kernels.py
     tma.py               many rows on sm_90 and sm_100, in plain Triton: the one of these that the interpreter runs

@@ -1,4 +1,4 @@
-"""The LSTM cell with projection: the parts of kernels that variants share, and their arguments.
+"""The LSTM cell with projection: its mathematics, and the parts of kernels that variants share.
 
 For a node and its parent, with r the projected state that recurs (P values), c the cell (C values) and x the layer's
 input (P values):
@@ -11,7 +11,7 @@ input (P values):
 (Sak et al. 2014, https://arxiv.org/abs/1402.1128, with bilm-tf's clips; b already includes the forget bias.) The skip
 connection adds x to the layer's output, never to what recurs.
 
-`gates_tile` computes c and h; `projection_tile` computes r and writes it to its node and to the rows of the node's
+A step's gates compute c and h; its projection computes r and writes it to its node and to the rows of the node's
 children, so that a depth's rows of x and of r are contiguous, and only c is gathered from the parents. Both read from
 the schedule which nodes exist, so that a captured graph of launches serves any schedule of its size. The input part
 x @ W_x + b may be computed beforehand for many steps at once ("hoisted"): where rows are few and the time goes into
@@ -27,19 +27,10 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from flashelmo.kernels.product import clip, product, sigmoid, tanh, zeros
+from flashelmo.kernels.product import clip, sigmoid, tanh
 from flashelmo.kernels.tuning import SPLIT_ARRIVALS
 
 ARRIVALS = tl.constexpr(SPLIT_ARRIVALS)
-
-
-class GatesTensors(NamedTuple):
-    """The fields of `LstmTensors` that gates read and write; x is None where its part was computed beforehand."""
-
-    x: Any
-    parent_hidden: Any
-    cell: Any
-    unprojected: Any
 
 
 class ProjectionTensors(NamedTuple):
@@ -54,80 +45,11 @@ class ProjectionTensors(NamedTuple):
     counters: Any
 
 
-class Mode(NamedTuple):
-    """How a kernel computes; each value is compiled separately.
-
-    Attributes:
-        precision: of float32 products, "ieee" or "tf32".
-        keep: eviction policy of the weights in the L2 cache.
-        approximate: tanh and the output gate are the card's own approximations.
-    """
-
-    precision: str
-    keep: str
-    approximate: bool
-
-
 @triton.jit
 def depth_nodes(nodes, direction, depth, T):
     """Return the first node of the previous depth, the first of this depth, and one past its last."""
     p = nodes.starts + direction * (T + 2) + depth
     return tl.load(p - 1), tl.load(p), tl.load(p + 1)
-
-
-@triton.jit
-def gates_tile(
-    weights, tensors, nodes, x_gates_ptr, depth, slab_depth, direction, i_rows, i_cells, N, M, R, T,
-    SHAPE: tl.constexpr, TILE: tl.constexpr, MODE: tl.constexpr,
-):  # fmt: skip
-    """Compute c and h of a block of rows and cells."""
-    P: tl.constexpr = SHAPE.P
-    C: tl.constexpr = SHAPE.C
-    PRECISION: tl.constexpr = MODE.precision
-    KEEP: tl.constexpr = MODE.keep
-    APPROXIMATE: tl.constexpr = MODE.approximate
-    _, first, last = depth_nodes(nodes, direction, depth, T)
-    direction = tl.cast(direction, tl.int64)
-    o_row = i_rows * TILE.rows + tl.arange(0, TILE.rows)
-    node = (first + o_row).to(tl.int64)
-    m_row = node < last
-    parent = tl.load(nodes.parents + direction * N + node, mask=m_row, other=0).to(tl.int64)
-    o_gate = i_cells * (4 * TILE.columns) + tl.arange(0, 4 * TILE.columns)  # column 4c + k is gate k of cell c
-    m_gate = o_gate < 4 * C
-    EVEN: tl.constexpr = C % TILE.columns == 0
-    row = direction * N + node
-    if x_gates_ptr is not None:
-        if nodes.words is not None:
-            x_row = direction * M + tl.load(nodes.words + row, mask=m_row, other=0)
-        else:
-            x_row = direction * M + node - tl.load(nodes.starts + direction * (T + 2) + slab_depth)
-
-    o_cell = i_cells * TILE.columns + tl.arange(0, TILE.columns)
-    m = m_row[:, None] & (o_cell < C)[None, :]
-    p_before = tensors.cell + (((depth + 1) % 2 * SHAPE.D + direction) * R + parent) * C
-    c = tl.load(p_before[:, None] + o_cell[None, :], mask=m, other=0.0)  # loads while the product is computed
-
-    p_hidden = tensors.parent_hidden + row * P
-    if x_gates_ptr is not None:
-        p_x = x_gates_ptr + x_row * (4 * C)
-        x_gates = tl.load(p_x[:, None] + o_gate[None, :], mask=m_row[:, None] & m_gate[None, :], other=0.0)
-        x_gates = x_gates.to(tl.float32)
-        p_weight = weights.recurrent + direction * (8 * P * C) + o_gate
-        acc = product(x_gates, p_hidden, p_hidden, m_row, p_weight, m_gate, P, 1, 4 * C, EVEN, TILE.k, PRECISION, KEEP)
-    else:
-        p_weight = weights.input + direction * (8 * P * C) + o_gate  # the recurrent weight follows it
-        p_x = tensors.x + row * P
-        bias = tl.load(weights.bias + direction * 4 * C + o_gate, mask=m_gate, other=0.0)
-        acc = zeros(TILE.rows, 4 * TILE.columns) + bias[None, :]
-        acc = product(acc, p_x, p_hidden, m_row, p_weight, m_gate, P, 2, 4 * C, EVEN, TILE.k, PRECISION, KEEP)
-
-    i_and_g, f_and_o = tl.split(tl.reshape(acc, (TILE.rows, TILE.columns, 2, 2)))  # the last axis is split first
-    i, g = tl.split(i_and_g)
-    f, o = tl.split(f_and_o)
-    c, h = cell(i, f, g, o, c, weights.cell_clip, False, APPROXIMATE)
-    o_here = ((direction * R + o_row) * C)[:, None] + o_cell[None, :]
-    tl.store(tensors.cell + tl.cast(depth % 2 * SHAPE.D * C, tl.int64) * R + o_here, c, mask=m)
-    tl.store(tensors.unprojected + o_here, h.to(tensors.unprojected.dtype.element_ty), mask=m)
 
 
 @triton.jit
@@ -141,51 +63,6 @@ def cell(i, f, g, o, c, cell_clip, APPROXIMATE_ALL: tl.constexpr, APPROXIMATE: t
     c = tl.fma(sigmoid(f, APPROXIMATE_ALL), c, sigmoid(i, APPROXIMATE_ALL) * tanh(g, APPROXIMATE))
     c = clip(c, cell_clip)
     return c, sigmoid(o, APPROXIMATE) * tanh(c, APPROXIMATE)
-
-
-@triton.jit
-def projection_tile(
-    weights, tensors, nodes, depth, direction, i_rows, i_columns, i_split, N, R, T,
-    SHAPE: tl.constexpr, TILE: tl.constexpr, MODE: tl.constexpr,
-):  # fmt: skip
-    """Compute r of a block of rows and columns, or one split's partial sums (split-K), which the last split adds up."""
-    P: tl.constexpr = SHAPE.P
-    C: tl.constexpr = SHAPE.C
-    PRECISION: tl.constexpr = MODE.precision
-    KEEP: tl.constexpr = MODE.keep
-    _, first, last = depth_nodes(nodes, direction, depth, T)
-    direction = tl.cast(direction, tl.int64)
-    o_row = i_rows * TILE.rows + tl.arange(0, TILE.rows)
-    node = (first + o_row).to(tl.int64)
-    m_row = node < last
-    o_column = i_columns * TILE.columns + tl.arange(0, TILE.columns)
-    m_column = o_column < P
-    m = m_row[:, None] & m_column[None, :]
-    SPLITS: tl.constexpr = TILE.splits
-    SIZE: tl.constexpr = C // SPLITS
-    p_h = tensors.unprojected + (direction * R + o_row) * C + i_split * SIZE
-    p_weight = weights.projection + (direction * C + i_split * SIZE) * P + o_column
-    EVEN: tl.constexpr = P % TILE.columns == 0
-    acc = zeros(TILE.rows, TILE.columns)
-    acc = product(acc, p_h, p_h, m_row, p_weight, m_column, SIZE, 1, P, EVEN, TILE.k, PRECISION, KEEP)
-
-    i_block = i_rows * SHAPE.D + direction
-    complete = True
-    if SPLITS > 1:
-        o_sums = (i_block * SPLITS * TILE.rows + tl.arange(0, TILE.rows)[:, None]) * P + o_column[None, :]
-        tl.store(tensors.partial_sums + i_split * TILE.rows * P + o_sums, acc, mask=m)
-        p_counter = tensors.counters + i_block * tl.cdiv(P, TILE.columns) + i_columns
-        complete = (arrive(p_counter, SPLITS) & (ARRIVALS - 1)) == 0
-        if complete:
-            acc = tl.zeros_like(acc)
-            for split in tl.static_range(SPLITS):  # always in this order: the same sum in every run
-                p_sums = tensors.partial_sums + split * TILE.rows * P + o_sums
-                acc += tl.load(p_sums, mask=m, other=0.0, cache_modifier=".cg")
-    if complete:
-        child, n_children = children_of(nodes, direction, node, m_row, N)
-        skipped = load_skipped(tensors, direction, node, m_row, o_column, N, P)
-        r = store_projected(acc, weights.projection_clip, tensors, skipped, direction, node, m_row, o_column, N, P)
-        store_to_children(r, tensors, child, n_children, direction, m_row, o_column, N, P)
 
 
 @triton.jit

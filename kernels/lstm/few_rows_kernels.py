@@ -43,19 +43,31 @@ def wait_for_launch_before():
 
 
 @gluon.constexpr_function
-def cell_layout(ROWS):
-    """Return which thread holds which cell and node, [32, ROWS], once the transposed product's gates are split."""
-    registers, row = [[0, 1]], 8
-    while row < ROWS:
-        registers.append([0, row])
-        row *= 2
-    return gl.DistributedLinearLayout(
-        reg_bases=registers,
-        lane_bases=[[0, 2], [0, 4], [1, 0], [2, 0], [4, 0]],
-        warp_bases=[[8, 0], [16, 0]],
-        block_bases=[],
-        shape=[32, ROWS],
-    )
+def cell_layout(CELLS, ROWS):
+    """Return which thread holds which cell and node, [CELLS, ROWS], once the transposed product's gates are split."""
+    nodes = [[0, 1 << k] for k in range(3, ROWS.bit_length() - 1)]
+    warps = [[1 << k, 0] for k in range(3, CELLS.bit_length() - 1)]
+    lanes = [[0, 2], [0, 4], [1, 0], [2, 0], [4, 0]]
+    return gl.DistributedLinearLayout([[0, 1], *nodes], lanes, warps, [], [CELLS, ROWS])
+
+
+@gluon.jit
+def load_input_part(
+    x_gates_ptr, nodes, direction, first, first_of_slab, o_cell, o_row, m_row, N, M, C: gl.constexpr
+):  # fmt: skip
+    """Load the input part of four gates, [cells, nodes] each, of a depth whose first node is given, or of its words."""
+    if nodes.words is not None:
+        word = gl.load(nodes.words + direction * N + first + o_row, mask=m_row, other=0).to(gl.int64)
+        p_x = x_gates_ptr + direction * M * (4 * C) + (word * (4 * C))[None, :] + o_cell[:, None]
+    else:
+        p_x = x_gates_ptr + (direction * M + first - first_of_slab) * (4 * C)
+        p_x = p_x + (o_row * 4 * C)[None, :] + o_cell[:, None]
+    m = m_row[None, :]
+    i = gl.load(p_x, mask=m, other=0.0)
+    f = gl.load(p_x + C, mask=m, other=0.0)
+    g = gl.load(p_x + 2 * C, mask=m, other=0.0)
+    o = gl.load(p_x + 3 * C, mask=m, other=0.0)
+    return i, f, g, o
 
 
 @gluon.jit(do_not_specialize=["depth", "slab_depth", "N", "M", "R", "T"])
@@ -84,23 +96,16 @@ def few_gates_kernel(
 
     _, first, last = depth_nodes(nodes, direction, depth, T)
     first_of_slab = gl.load(nodes.starts + direction * (T + 2) + slab_depth)
-    LAYOUT: gl.constexpr = cell_layout(ROWS)
+    LAYOUT: gl.constexpr = cell_layout(CELLS, ROWS)
     o_cell = i_cells * CELLS + gl.arange(0, CELLS, layout=gl.SliceLayout(1, LAYOUT))
     o_row = i_rows * ROWS + gl.arange(0, ROWS, layout=gl.SliceLayout(0, LAYOUT))
     m_row = first + o_row < last
     m = m_row[None, :]
     direction64 = direction.to(gl.int64)
     parent = gl.load(nodes.parents + direction64 * N + first + o_row, mask=m_row, other=0)
-    if nodes.words is not None:
-        word = gl.load(nodes.words + direction64 * N + first + o_row, mask=m_row, other=0).to(gl.int64)
-        p_x = x_gates_ptr + direction64 * M * (4 * C) + (word * (4 * C))[None, :] + o_cell[:, None]
-    else:
-        p_x = x_gates_ptr + (direction64 * M + first - first_of_slab) * (4 * C)
-        p_x = p_x + (o_row * 4 * C)[None, :] + o_cell[:, None]
-    x_i = gl.load(p_x, mask=m, other=0.0)
-    x_f = gl.load(p_x + C, mask=m, other=0.0)
-    x_g = gl.load(p_x + 2 * C, mask=m, other=0.0)
-    x_o = gl.load(p_x + 3 * C, mask=m, other=0.0)
+    x_i, x_f, x_g, x_o = load_input_part(
+        x_gates_ptr, nodes, direction64, first, first_of_slab, o_cell, o_row, m_row, N, M, C
+    )  # fmt: skip
     wait_for_launch_before()
 
     row = direction * N + first + i_rows * ROWS

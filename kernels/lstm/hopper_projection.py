@@ -16,6 +16,7 @@ import triton.language as tl
 
 from flashelmo.kernels.launch import Launch, cdiv
 from flashelmo.kernels.lstm.cell import (
+    ARRIVALS,
     arrive,
     children_of,
     depth_nodes,
@@ -28,9 +29,7 @@ from flashelmo.kernels.lstm.run import LayerRun
 from flashelmo.kernels.lstm.steps import Part, block_projection_arguments
 from flashelmo.kernels.lstm.weights import Shape
 from flashelmo.kernels.product import zeros
-from flashelmo.kernels.tuning import SPLIT_ARRIVALS, SPLIT_VALUES, Tile, is_hopper, n_programs
-
-ARRIVALS = tl.constexpr(SPLIT_ARRIVALS)
+from flashelmo.kernels.tuning import SPLIT_VALUES, Tile, is_hopper, n_programs
 
 
 def choose_projection_tile(rows: int, shape: Shape, device: torch.device) -> Tile:

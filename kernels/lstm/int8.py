@@ -28,11 +28,11 @@ from flashelmo.kernels.lstm.cell import cell, depth_nodes
 from flashelmo.kernels.lstm.fused import projection
 from flashelmo.kernels.lstm.hopper import CELLS, gate_columns
 from flashelmo.kernels.lstm.run import LayerRun, NodeTensors
-from flashelmo.kernels.lstm.steps import Part, depth_launches, is_approximate
+from flashelmo.kernels.lstm.steps import Part, depth_launches, eviction_policy, is_approximate
 from flashelmo.kernels.lstm.tma import split_gates
 from flashelmo.kernels.lstm.weights import CanonicalLstm, Format, Shape, bound_of
-from flashelmo.kernels.product import int8_of, product, zeros
-from flashelmo.kernels.tuning import WEIGHT_BOUND_ROWS, Tile, choose_tile
+from flashelmo.kernels.product import int8_of, larger, product, zeros
+from flashelmo.kernels.tuning import Tile, choose_tile
 
 LEVELS = 127
 LEAST = tl.constexpr(1e-30)  # least of a row's largest value, so that its scale is not zero
@@ -142,7 +142,7 @@ def rows_part(run: LayerRun) -> Part:
     columns = triton.next_power_of_2(P)
     tile = Tile(max(1, VALUES // columns), columns, k=1, warps=4, stages=1)
     arguments = run.arguments | {
-        "tensors": RowTensors(*(getattr(run.tensors, name) for name in RowTensors._fields)),
+        "tensors": run.tensors.only(RowTensors),
         "nodes": NodeTensors(run.nodes.starts),
         "TILE": tile,
     }
@@ -163,8 +163,8 @@ def int8_rows_kernel(tensors, nodes, depth, N, R, T, SHAPE: tl.constexpr, TILE: 
     o_values = (row * P)[:, None] + o_column[None, :]
     x = tl.load(tensors.x + o_values, mask=m, other=0.0).to(tl.float32)
     r = tl.load(tensors.parent_hidden + o_values, mask=m, other=0.0).to(tl.float32)
-    largest = tl.max(tl.maximum(tl.abs(x), tl.abs(r)), axis=1)
-    scale = tl.maximum(largest, LEAST) / 127.0
+    largest = tl.reduce(larger(tl.abs(x), tl.abs(r)), 1, larger)
+    scale = larger(largest, LEAST) / 127.0  # NaN where any value is, and so are all gates: no integer is
     tl.store(tensors.x_int8 + o_values, int8_of(x, scale), mask=m)
     tl.store(tensors.hidden_int8 + o_values, int8_of(r, scale), mask=m)
     tl.store(tensors.row_scale + row, scale, mask=m_row)
@@ -184,16 +184,14 @@ def _gates(run: LayerRun) -> Part:
     weights, (D, _, C) = run.weights, run.weights.shape
     arguments = run.arguments | {
         "weights": weights.layout(int8_layout),
-        "tensors": Int8Tensors(*(getattr(run.tensors, name) for name in Int8Tensors._fields)),
+        "tensors": run.tensors.only(Int8Tensors),
         "nodes": NodeTensors(run.nodes.starts, run.nodes.parents),
         "APPROXIMATE": is_approximate(weights.dtype),
     }
 
     def kind(rows: int) -> tuple[Tile, str]:
-        options, invariant = run.options, run.options.batch_invariant
-        keeps = options.keep_weights and rows <= WEIGHT_BOUND_ROWS and not invariant
-        tile = choose_tile("gates", weights.dtype, options.precision, rows, int8=True, batch_invariant=invariant)
-        return tile, "evict_last" if keeps else ""
+        given, invariant = ("gates", weights.dtype, run.options.precision, rows), run.options.batch_invariant
+        return choose_tile(*given, int8=True, batch_invariant=invariant), eviction_policy(run, rows)
 
     def launch(kind: tuple[Tile, str]) -> Launch:
         return Launch(int8_gates_kernel, (), arguments | {"TILE": kind[0], "KEEP": kind[1]}, kind[0].options)

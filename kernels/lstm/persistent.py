@@ -21,7 +21,8 @@ from torch import Tensor
 from flashelmo.kernels.launch import Launch
 from flashelmo.kernels.lstm.hoisted import input_parts
 from flashelmo.kernels.lstm.hopper import has_layout, hopper_layout, is_served
-from flashelmo.kernels.lstm.persistent_kernel import CELLS, K, persistent_kernel
+from flashelmo.kernels.lstm.persistent_exchange import CELLS
+from flashelmo.kernels.lstm.persistent_kernel import K, persistent_kernel
 from flashelmo.kernels.lstm.roots import roots_launch
 from flashelmo.kernels.lstm.run import LayerRun, NodeTensors
 from flashelmo.kernels.lstm.steps import is_approximate
@@ -78,8 +79,6 @@ def _steps(run: LayerRun, slab: range, x_gates: Tensor) -> Launch:
     """Return the launch of all of a slab's steps."""
     weights, tensors, (D, _, C) = run.weights.layout(hopper_layout), run.tensors, run.weights.shape
     rows = max(map(run.nodes.rows, slab))
-    x = None if tensors.outputs is None else tensors.x
-    given = {"x": x} | {name: getattr(tensors, name) for name in PersistentTensors._fields[1:]}
     words = None if run.words is None else run.words.of_nodes
     arguments = run.arguments | {
         "recurrent_desc": descriptor(weights.recurrent, CELLS.value, K.value),
@@ -88,7 +87,7 @@ def _steps(run: LayerRun, slab: range, x_gates: Tensor) -> Launch:
         "x_gates_ptr": x_gates,
         "cell_clip": weights.cell_clip,
         "projection_clip": weights.projection_clip,
-        "tensors": PersistentTensors(**given),
+        "tensors": tensors.only(PersistentTensors)._replace(x=tensors.skipped),
         "nodes": NodeTensors(run.nodes.starts, run.nodes.parents, run.nodes.children, words),
         "depth": slab.start,
         "end": slab.stop,

@@ -6,23 +6,38 @@ depth's nodes, as a projection does for later depths.
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
 from flashelmo.kernels.launch import Launch, cdiv
 from flashelmo.kernels.lstm.cell import depth_nodes
-from flashelmo.kernels.lstm.run import INTEGERS, LayerRun, NodeTensors
+from flashelmo.kernels.lstm.run import LayerRun, NodeTensors
+from flashelmo.kernels.tuning import Tile
 
-ROOT_ROWS, ROOT_COLUMNS = 4, 512  # per program that sets the roots' states
+TILE = Tile(4, 512, k=1, warps=4, stages=1)
+
+
+class RootTensors(NamedTuple):
+    """The fields of `LstmTensors` that this reads and writes."""
+
+    hidden: Any
+    parent_hidden: Any
+    cell: Any
+    root_hidden: Any
+    root_cell: Any
 
 
 @triton.jit(do_not_specialize=["N", "R", "T", "HIDDEN_STRIDE", "CELL_STRIDE"])
 def roots_kernel(
-    tensors, nodes, N, R, T, HIDDEN_STRIDE, CELL_STRIDE, SHAPE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
-):
+    tensors, nodes, N, R, T, HIDDEN_STRIDE, CELL_STRIDE, SHAPE: tl.constexpr, TILE: tl.constexpr
+):  # fmt: skip
     """Write the roots' states, and their r to the first depth's rows. Grid: blocks of rows; blocks of columns; D."""
     P: tl.constexpr = SHAPE.P
     C: tl.constexpr = SHAPE.C
+    ROWS: tl.constexpr = TILE.rows
+    COLUMNS: tl.constexpr = TILE.columns
     direction = tl.program_id(2).to(tl.int64)
     o_row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     o_column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
@@ -52,14 +67,11 @@ def roots_launch(run: LayerRun) -> Launch:
     rows, columns = max(nodes.n_roots, nodes.rows(1)), max(run.weights.shape.P, run.weights.shape.C)
     strides = (0, 0) if tensors.root_hidden is None else (tensors.root_hidden.stride(0), tensors.root_cell.stride(0))
     arguments = run.arguments | {
-        "tensors": tensors._replace(
-            x=None, unprojected=None, outputs=None, partial_sums=None, counters=None, **dict.fromkeys(INTEGERS)
-        ),
+        "tensors": tensors.only(RootTensors),
         "nodes": NodeTensors(nodes.starts, nodes.parents),
         "HIDDEN_STRIDE": strides[0],
         "CELL_STRIDE": strides[1],
-        "ROWS": ROOT_ROWS,
-        "COLUMNS": ROOT_COLUMNS,
+        "TILE": TILE,
     }
-    grid = cdiv(rows, ROOT_ROWS), cdiv(columns, ROOT_COLUMNS), run.weights.shape.D
-    return Launch(roots_kernel, grid, arguments, {"num_warps": 4})
+    grid = cdiv(rows, TILE.rows), cdiv(columns, TILE.columns), run.weights.shape.D
+    return Launch(roots_kernel, grid, arguments, TILE.options)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from flashelmo.kernels.arguments import Products, check
+from flashelmo.kernels.compiled import MOST
 from flashelmo.kernels.lstm.weights import LstmWeights, Shape
 from flashelmo.kernels.tuning import MOST_POLLS, exchange_size, split_sizes
 
@@ -134,9 +135,6 @@ class Workspace(NamedTuple):
         )
 
 
-INTEGERS = ("x_int8", "hidden_int8", "row_scale")  # only for 8-bit products
-
-
 class LstmTensors(NamedTuple):
     """The tensors that the steps of one layer read and write; None for each one that a kernel does not use.
 
@@ -169,10 +167,19 @@ class LstmTensors(NamedTuple):
     hidden_int8: Any = None
     row_scale: Any = None
 
+    @property
+    def skipped(self) -> Any:
+        """x where a skip connection adds it to the output, else None."""
+        return None if self.outputs is None else self.x
+
+    def only(self, fields: type[Any]) -> Any:
+        """Return these in a tuple of only some fields, those that a kernel uses."""
+        return fields(*(getattr(self, name) for name in fields._fields))
+
     def poison(self) -> None:
         """Fill everything that steps write with values they cannot produce: NaN, or the least integer."""
         written = self.hidden, self.parent_hidden, self.cell, self.unprojected, self.outputs, self.partial_sums
-        for tensor in (*written, *(getattr(self, name) for name in INTEGERS)):
+        for tensor in (*written, self.x_int8, self.hidden_int8, self.row_scale):
             if tensor is not None:
                 tensor.fill_(torch.nan if tensor.is_floating_point() else torch.iinfo(tensor.dtype).min)
 
@@ -254,6 +261,8 @@ class LayerRun:
         R = tensors.cell.shape[2]
         if nodes.max_rows > R:
             raise ValueError(f"cell: expected at least {nodes.max_rows} rows, those of the largest depth, found {R}")
+        if R * C > MOST:  # some kernels count a direction's cells in 32 bits
+            raise ValueError(f"cell: expected at most {MOST // C} rows of {C} cells, found {R}")
         check("unprojected", tensors.unprojected, [D, R, C], dtype)
         check("partial_sums", tensors.partial_sums, [None], [torch.float32])
         check("counters", tensors.counters, [None], [torch.int32])

@@ -11,14 +11,13 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
-from torch import Tensor
 
 from flashelmo.kernels.launch import Launch, cdiv
-from flashelmo.kernels.lstm.cell import GatesTensors, ProjectionTensors
+from flashelmo.kernels.lstm.cell import ProjectionTensors
 from flashelmo.kernels.lstm.roots import roots_launch
 from flashelmo.kernels.lstm.run import LayerRun, NodeTensors
-from flashelmo.kernels.lstm.weights import CanonicalLstm, Format, Layout, interleave
-from flashelmo.kernels.tuning import Tile, choose_tile
+from flashelmo.kernels.lstm.weights import CanonicalLstm, Format, Layout
+from flashelmo.kernels.tuning import WEIGHT_BOUND_ROWS, Tile, choose_tile
 
 
 class Variant(NamedTuple):
@@ -74,33 +73,6 @@ def depth_launches(run: LayerRun, depths: range, *parts: Part) -> Iterator[Launc
             yield launch.at(part.grid(rows, kind), depth=depth)
 
 
-def gates_arguments(run: LayerRun, slab_depth: int, x_gates: Tensor | None) -> dict[str, Any]:
-    """Return the arguments of `gates_tile`, except tile and mode, for a slab that begins at `slab_depth`.
-
-    Tensors that a kernel does not use are None, so that it is compiled once whether or not a layer has them.
-    """
-    tensors, words = run.tensors, None if x_gates is None else run.words
-    return run.arguments | {
-        "weights": run.weights.layout(interleave),
-        "tensors": GatesTensors(
-            tensors.x if x_gates is None else None, tensors.parent_hidden, tensors.cell, tensors.unprojected
-        ),
-        "nodes": NodeTensors(run.nodes.starts, run.nodes.parents, words=None if words is None else words.of_nodes),
-        "x_gates_ptr": x_gates,
-        "slab_depth": slab_depth,
-        "M": 0 if x_gates is None else x_gates.shape[1],
-    }
-
-
-def projection_arguments(run: LayerRun, pack: Callable[..., Any] = interleave) -> dict[str, Any]:
-    """Return the arguments of `projection_tile`, except tile and mode, with weights in the layout that `pack` makes."""
-    return run.arguments | {
-        "weights": run.weights.layout(pack),
-        "tensors": projected_tensors(run),
-        "nodes": NodeTensors(run.nodes.starts, None, run.nodes.children),
-    }
-
-
 def block_gates_arguments(run: LayerRun, weights: Any) -> dict[str, Any]:
     """Return the arguments shared by all gates that read blocks by bulk copies, given the layout that they read."""
     return run.arguments | {
@@ -117,16 +89,9 @@ def block_projection_arguments(run: LayerRun, weights: Any) -> dict[str, Any]:
     return run.arguments | {
         "projection_clip": weights.projection_clip,
         "polls": run.options.polls,
-        "tensors": projected_tensors(run)._replace(unprojected=None),
+        "tensors": run.tensors.only(ProjectionTensors)._replace(x=run.tensors.skipped, unprojected=None),
         "nodes": NodeTensors(run.nodes.starts, None, run.nodes.children),
     }
-
-
-def projected_tensors(run: LayerRun) -> ProjectionTensors:
-    """Return the tensors that a projection reads and writes; x and the output where there is a skip connection."""
-    tensors = run.tensors
-    x = None if tensors.outputs is None else tensors.x
-    return ProjectionTensors(*(x if name == "x" else getattr(tensors, name) for name in ProjectionTensors._fields))
 
 
 def choose_projection(run: LayerRun, rows: int) -> Tile:
@@ -146,6 +111,13 @@ def choose_projection(run: LayerRun, rows: int) -> Tile:
         if len(getattr(run.tensors, name)) < values:
             raise ValueError(f"{name}: expected at least {values} values, found {len(getattr(run.tensors, name))}")
     return tile
+
+
+def eviction_policy(run: LayerRun, rows: int) -> str:
+    """Return that of the weights, which the L2 cache keeps where time goes into reading them."""
+    options = run.options
+    keeps = options.keep_weights and rows <= WEIGHT_BOUND_ROWS and not options.batch_invariant
+    return "evict_last" if keeps else ""
 
 
 def is_approximate(dtype: torch.dtype) -> bool:
