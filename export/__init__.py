@@ -17,8 +17,9 @@ The names below are loaded on first use, so that importing this package loads no
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from flashelmo.engine.system.names import on_first_use
 
 if TYPE_CHECKING:
     from flashelmo.export.onnx_elmo import OnnxElmo
@@ -39,26 +40,5 @@ _HOMES = {
 _BUILDS = ("onnx", "onnxruntime", "torch")
 _NEEDS = {"OnnxElmo": ("onnxruntime",), "export_onnx": _BUILDS, "verify": _BUILDS}
 
-
 if not TYPE_CHECKING:  # to a type checker it would mean that every name is there
-
-    def __getattr__(name: str) -> Any:
-        """Import the module that defines a public name, on the name's first use (PEP 562)."""
-        if name == "__all__":
-            return sorted(_HOMES.keys() - _missing())
-        if name not in _HOMES:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = getattr(import_module(_HOMES[name]), name)
-        globals()[name] = value
-        return value
-
-
-def __dir__() -> list[str]:
-    return sorted((globals().keys() | _HOMES.keys()) - _missing())
-
-
-def _missing() -> set[str]:
-    """Names that are not listed, as their packages are missing: `help` and `import *` read every name that is."""
-    from importlib.util import find_spec
-
-    return {name for name, packages in _NEEDS.items() if not all(map(find_spec, packages))}
+    __getattr__, __dir__ = on_first_use(globals(), _HOMES, _NEEDS)

@@ -8,5 +8,6 @@ files.py       checksums, locks and temporary names of files, flushing them to d
 processor.py   instruction sets, cores, cache
 allocator.py   returning freed memory to the system
 autocast.py    a caller's PyTorch autocast
+names.py       public names that are imported on first use
 captures.py    streams for CUDA graphs, and ending a capture that failed
 """
