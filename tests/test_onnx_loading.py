@@ -219,7 +219,8 @@ def test_importing_export_loads_nothing_heavy() -> None:
     loaded = run_python("import sys, flashelmo.export; print(dir(flashelmo.export), *sys.modules)").split()
     assert "flashelmo.export" in loaded
     assert top_level(set(loaded)) & HEAVY == set()
-    assert [name for name in loaded if name.startswith("flashelmo.")] == ["flashelmo.export"]
+    names = {"flashelmo.engine", "flashelmo.engine.system", "flashelmo.engine.system.names"}  # what looks names up
+    assert {name for name in loaded if name.startswith("flashelmo.")} == {"flashelmo.export", *names}
 
 
 def test_without_onnxruntime_its_extra_is_named() -> None:
