@@ -12,7 +12,7 @@
     onnx_elmo.py        a file in ONNX Runtime, with numpy alone; open_session.py opens it, batches.py makes its inputs,
                         buckets.py runs a batch in the unrolled file that holds it
 
-The names below are loaded on first use, so that importing this package loads nothing else.
+The names below are loaded on first use, so that importing this package loads nothing heavy.
 """
 
 from __future__ import annotations

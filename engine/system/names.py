@@ -1,4 +1,4 @@
-"""A package's public names, imported on first use, so that importing the package loads nothing else."""
+"""A package's public names, imported on first use, so that importing the package loads nothing heavy."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def on_first_use(
 
     def get(name: str) -> Any:
         if name == "__all__":
-            return [*(each for each in ("__version__",) if each in package), *sorted(homes.keys() - missing())]
+            return sorted((homes.keys() | package.keys() & {"__version__"}) - missing())
         if name not in homes:
             raise AttributeError(f"module {package['__name__']!r} has no attribute {name!r}")
         package[name] = getattr(import_module(homes[name]), name)

@@ -11,7 +11,7 @@ from typing import Any
 
 
 def stop_signals() -> list[int]:
-    """Numbers of those that are not ignored, as under nohup, and have a handler of Python's; none in other threads."""
+    """Numbers of those that are not ignored, as under nohup, and that Python can set back; none in other threads."""
     in_main = threading.current_thread() is threading.main_thread()
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if in_main and hasattr(signal, name)]
     return [number for number in numbers if signal.getsignal(number) not in (None, signal.SIG_IGN)]
